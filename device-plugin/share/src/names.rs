@@ -1,0 +1,74 @@
+//! Every name that others see: resources, labels, annotations, environment, paths, ports.
+
+/// Domain of all resource, label and annotation names.
+pub const DOMAIN: &str = "gpufn.dev";
+
+/// Extended resource that the kubelet counts, in units.
+pub const RESOURCE_GPU: &str = "gpufn.dev/gpu";
+
+/// Annotations on a function.
+pub mod annotation {
+    /// SM share in percent.
+    pub const SM: &str = "gpufn.dev/sm";
+    /// Quota floor in percent.
+    pub const QUOTA: &str = "gpufn.dev/quota";
+    /// Quota ceiling in percent.
+    pub const QUOTA_LIMIT: &str = "gpufn.dev/quota-limit";
+    /// GPU memory, a Kubernetes quantity.
+    pub const MEMORY: &str = "gpufn.dev/memory";
+    /// Service level objective, such as `p95<100ms`.
+    pub const SLO: &str = "gpufn.dev/slo";
+    /// Which scaling is allowed.
+    pub const POLICY: &str = "gpufn.dev/policy";
+    /// Name of the model's profile.
+    pub const MODEL: &str = "gpufn.dev/model";
+    /// Largest batch.
+    pub const BATCH: &str = "gpufn.dev/batch";
+    /// Smallest and largest number of replicas, such as `0..8`.
+    pub const REPLICAS: &str = "gpufn.dev/replicas";
+    /// Written back: the present quota in percent.
+    pub const GRANT: &str = "gpufn.dev/grant";
+    /// Written back: UUID of the GPU.
+    pub const GPU: &str = "gpufn.dev/gpu";
+}
+
+/// Label that opts a function in.
+pub const LABEL_ENABLED: &str = "gpufn.dev/enabled";
+
+/// Environment of a container that has a share.
+pub mod env {
+    /// Path of the binding's page.
+    pub const PAGE: &str = "GPUFN_PAGE";
+    /// Path of the node agent's socket for containers.
+    pub const SOCKET: &str = "GPUFN_SOCKET";
+    /// The binding's name.
+    pub const BINDING: &str = "GPUFN_BINDING";
+    /// Set where a share is asked for: `strict` refuses to start the function without a binding, `open` only warns.
+    pub const POLICY: &str = "GPUFN_POLICY";
+    /// Path of the real (or simulated) CUDA driver library.
+    pub const DRIVER: &str = "GPUFN_DRIVER";
+    /// Path of the real (or simulated) management library.
+    pub const NVML: &str = "GPUFN_NVML";
+    /// Folder of the hook library, put first in the function's `LD_LIBRARY_PATH`.
+    pub const HOOK: &str = "GPUFN_HOOK";
+    /// SM share of a client of NVIDIA's multi-process service, in percent.
+    pub const MPS_PERCENTAGE: &str = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE";
+    /// Which GPUs a CUDA program sees.
+    pub const VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
+}
+
+/// Names in the node agent's state folder, `/run/gpufn` on a cluster node.
+pub mod state {
+    /// The folder on a cluster node.
+    pub const FOLDER: &str = "/run/gpufn";
+    /// Socket for containers (watchdog and hook).
+    pub const SOCKET: &str = "node.sock";
+    /// Socket for whoever binds and grants; only the agent's user may open it.
+    pub const CONTROL_SOCKET: &str = "control.sock";
+    /// Folder of the bindings, each in a folder of its own.
+    pub const BINDINGS: &str = "bindings";
+    /// The page in a binding's folder.
+    pub const PAGE: &str = "page";
+    /// The ledger's checkpoint.
+    pub const LEDGER: &str = "ledger.json";
+}
