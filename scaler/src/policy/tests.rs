@@ -1,0 +1,5 @@
+//! The policies on any view, and on a small simulated cluster.
+
+mod cluster;
+mod properties;
+mod scenarios;
