@@ -1,0 +1,116 @@
+//! One request and its answer, from head to last byte: it holds the request's slot, and when it ends, however it ends,
+//! gives the slot back, counts and logs. It decides nothing about the answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Method, StatusCode, Uri, header};
+
+use crate::limiter::Slot;
+use crate::logs::{self, Access};
+use crate::metrics::Metrics;
+
+/// A request being answered. Dropped before it is finished, it counts as aborted by its client.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    metrics: Option<Arc<Metrics>>,
+    method: Method,
+    target: Uri,
+    started: Instant,
+    status: Option<StatusCode>,
+    bytes: u64,
+    log: Log,
+    slot: Option<Slot>,
+}
+
+/// Whether and how an exchange is logged.
+#[derive(Debug)]
+enum Log {
+    Off,
+    Plain,
+    CallId(String),
+}
+
+impl Exchange {
+    /// Begins now, counted in `metrics` if there are any.
+    pub(crate) fn begin(method: &Method, target: &Uri, metrics: Option<Arc<Metrics>>) -> Self {
+        if let Some(metrics) = &metrics {
+            metrics.begin();
+        }
+        Self {
+            metrics,
+            method: method.clone(),
+            target: target.clone(),
+            started: Instant::now(),
+            status: None,
+            bytes: 0,
+            log: Log::Off,
+            slot: None,
+        }
+    }
+
+    /// The same, holding `slot` until it ends.
+    pub(crate) fn holding(mut self, slot: Slot) -> Self {
+        self.slot = Some(slot);
+        self
+    }
+
+    /// The same, logged when it ends, unless it is the kubelet's probe: those would fill the log.
+    pub(crate) fn logged(mut self, headers: &HeaderMap, with_call_id: bool) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let is_probe = text(header::USER_AGENT.as_str()).is_some_and(|agent| agent.starts_with("kube-probe"));
+        self.log = match (is_probe, with_call_id) {
+            (true, _) => Log::Off,
+            (false, false) => Log::Plain,
+            (false, true) => {
+                Log::CallId(text("x-call-id").filter(|id| !id.is_empty()).unwrap_or("none").to_string())
+            }
+        };
+        self
+    }
+
+    /// When it began.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Time since it began.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// `bytes` more of the answer's body have been handed on.
+    pub(crate) fn add_bytes(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    /// The answer is complete, or was cut by the watchdog, which `status` then says.
+    pub(crate) fn finish(mut self, status: StatusCode) {
+        self.status = Some(status);
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let took = self.started.elapsed();
+        // Before the client can see the end: its next request must find the slot free.
+        drop(self.slot.take());
+        if let Some(metrics) = &self.metrics {
+            metrics.end(&self.method, self.status, took);
+        }
+        let call_id = match &self.log {
+            Log::Off => return,
+            Log::Plain => None,
+            Log::CallId(id) => Some(id.as_str()),
+        };
+        let (method, target, bytes) = (&self.method, &self.target, self.bytes);
+        match self.status {
+            Some(status) => {
+                logs::line(format_args!("{}", Access { method, target, status, bytes, took, call_id }));
+            }
+            None => {
+                logs::line(format_args!("{method} {target} - client went away ({:.4}s)", took.as_secs_f64()));
+            }
+        }
+    }
+}

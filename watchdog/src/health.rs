@@ -1,0 +1,136 @@
+//! Whether requests are accepted, and whether the function is up: what `/_/health` and `/_/ready` answer from.
+//! Owns the lock file that says the same to probes inside the container. It decides nothing about draining.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
+
+/// How far the function has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It runs, and does not accept connections yet.
+    Starting,
+    /// It has accepted a connection.
+    Up,
+    /// It has ended.
+    Gone,
+}
+
+/// The state that probes ask for.
+#[derive(Debug)]
+pub(crate) struct Health {
+    lock_file: Option<PathBuf>,
+    accepting: AtomicBool,
+    /// The same as the phase being [`Phase::Up`], without the channel's lock.
+    up: AtomicBool,
+    phase: watch::Sender<Phase>,
+}
+
+impl Health {
+    /// Nothing is accepted yet. Without a `lock_file`, none is written and none is looked for.
+    pub(crate) fn new(lock_file: Option<PathBuf>) -> Self {
+        Self {
+            lock_file,
+            accepting: AtomicBool::new(false),
+            up: AtomicBool::new(false),
+            phase: watch::Sender::new(Phase::Starting),
+        }
+    }
+
+    /// From now on requests are accepted; writes the lock file.
+    pub(crate) fn accept(&self) -> io::Result<()> {
+        if let Some(path) = &self.lock_file {
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o660).open(path)?;
+        }
+        self.accepting.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// From now on no new requests should be sent here; removes the lock file.
+    pub(crate) fn stop(&self) {
+        self.accepting.store(false, Ordering::Release);
+        if let Some(path) = &self.lock_file {
+            // Someone may have removed it, which says the same.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// Path of the lock file, if there is one.
+    pub(crate) fn lock_file(&self) -> Option<&PathBuf> {
+        self.lock_file.as_ref()
+    }
+
+    /// Whether requests are accepted. Whoever removes the lock file takes the replica out of rotation.
+    pub(crate) fn is_accepting(&self) -> bool {
+        self.accepting.load(Ordering::Acquire) && self.lock_file.as_ref().is_none_or(|path| path.exists())
+    }
+
+    /// Whether the function can answer now.
+    pub(crate) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    /// Notes how far the function has come. One that is gone stays gone.
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.phase.send_if_modified(|now| {
+            let is_news = *now != Phase::Gone;
+            if is_news {
+                *now = phase;
+                self.up.store(phase == Phase::Up, Ordering::Release);
+            }
+            is_news
+        });
+    }
+
+    /// Waits until the function is up (`true`) or gone (`false`).
+    pub(crate) async fn started(&self) -> bool {
+        if self.is_up() {
+            return true;
+        }
+        let mut phase = self.phase.subscribe();
+        let settled = phase.wait_for(|phase| *phase != Phase::Starting).await.map(|phase| *phase);
+        settled.is_ok_and(|phase| phase == Phase::Up)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_accepted_while_the_lock_file_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(".lock");
+        let health = Health::new(Some(path.clone()));
+        assert!(!health.is_accepting());
+        health.accept().unwrap();
+        assert!(health.is_accepting() && path.exists());
+        fs::remove_file(&path).unwrap();
+        assert!(!health.is_accepting());
+        health.accept().unwrap();
+        health.stop();
+        assert!(!health.is_accepting() && !path.exists());
+    }
+
+    #[test]
+    fn without_a_lock_file_the_state_alone_counts() {
+        let health = Health::new(None);
+        health.accept().unwrap();
+        assert!(health.is_accepting());
+        health.stop();
+        assert!(!health.is_accepting());
+    }
+
+    #[tokio::test]
+    async fn a_waiter_learns_that_the_function_is_up_or_gone() {
+        for (phase, wanted) in [(Phase::Up, true), (Phase::Gone, false)] {
+            let health = Health::new(None);
+            let (started, ()) = tokio::join!(health.started(), async { health.set_phase(phase) });
+            assert_eq!(started, wanted);
+        }
+    }
+}

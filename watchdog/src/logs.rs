@@ -1,0 +1,180 @@
+//! Log lines as of-watchdog writes them, and the function's own output. One write for each line, so that lines of
+//! several threads never mix. It never stops reading the function's pipes, or the function would block on them.
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::config::LogConfig;
+
+/// Writes one line with the time to stderr.
+pub(crate) fn line(text: fmt::Arguments<'_>) {
+    write_line(&mut io::stderr(), &format!("{} {text}\n", Timestamp::now()));
+}
+
+/// Writes one log line, with arguments like [`format!`].
+macro_rules! log {
+    ($($argument:tt)*) => { $crate::logs::line(format_args!($($argument)*)) };
+}
+pub(crate) use log;
+
+/// A closed stderr must not end the service, so what can't be written is lost.
+fn write_line(output: &mut impl Write, text: &str) {
+    let _ = output.write_all(text.as_bytes());
+}
+
+/// The time as Go's logger writes it, `2026/07/30 10:00:00`, in UTC.
+struct Timestamp(OffsetDateTime);
+
+impl Timestamp {
+    fn now() -> Self {
+        Self(OffsetDateTime::now_utc())
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (year, month, day) = self.0.to_calendar_date();
+        let (hour, minute, second) = self.0.to_hms();
+        write!(f, "{year:04}/{:02}/{day:02} {hour:02}:{minute:02}:{second:02}", u8::from(month))
+    }
+}
+
+/// A number of bytes with four significant digits, as Go's `units.HumanSize` shows it: `205B`, `1.024kB`.
+pub(crate) struct HumanSize(pub(crate) u64);
+
+impl fmt::Display for HumanSize {
+    #[allow(clippy::cast_precision_loss)] // Four digits are shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 < 1000 {
+            return write!(f, "{}B", self.0);
+        }
+        let (mut size, mut unit) = (self.0 as f64, 0);
+        while size >= 1000.0 && unit < 5 {
+            size /= 1000.0;
+            unit += 1;
+        }
+        let decimals = if size < 9.9995 {
+            3
+        } else if size < 99.995 {
+            2
+        } else {
+            usize::from(size < 999.95)
+        };
+        let digits = format!("{size:.decimals$}");
+        let digits = if decimals > 0 { digits.trim_end_matches('0').trim_end_matches('.') } else { &digits };
+        write!(f, "{digits}{}", ["B", "kB", "MB", "GB", "TB", "PB"][unit])
+    }
+}
+
+/// One request and its answer.
+#[derive(Debug)]
+pub(crate) struct Access<'a> {
+    /// The request's method.
+    pub(crate) method: &'a http::Method,
+    /// The request's target as it was received.
+    pub(crate) target: &'a http::Uri,
+    /// The answer's status.
+    pub(crate) status: http::StatusCode,
+    /// Bytes of the answer's body.
+    pub(crate) bytes: u64,
+    /// Time from the request's head to the end of the answer.
+    pub(crate) took: Duration,
+    /// The call's name, where it is logged.
+    pub(crate) call_id: Option<&'a str>,
+}
+
+impl fmt::Display for Access<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let target = self.target.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        let reason = self.status.canonical_reason().unwrap_or_default();
+        let (method, status, bytes) = (self.method, self.status.as_u16(), HumanSize(self.bytes));
+        let seconds = self.took.as_secs_f64();
+        write!(f, "{method} {target} - {status} {reason} - ContentLength: {bytes} ({seconds:.4}s)")?;
+        self.call_id.map_or(Ok(()), |id| write!(f, " [{id}]"))
+    }
+}
+
+/// Copies a pipe of the function, called `name`, to `output` until it ends, line by line.
+pub(crate) fn copy_lines(pipe: impl Read, name: &str, config: LogConfig, output: &mut impl Write) {
+    let mut pipe = BufReader::new(pipe);
+    let limit = config.line_limit.map_or(u64::MAX, |limit| limit as u64);
+    let mut text = Vec::new();
+    let mut is_split = false;
+    loop {
+        text.clear();
+        match pipe.by_ref().take(limit).read_until(b'\n', &mut text) {
+            Ok(0) => return,
+            // The line ended just where it was split.
+            Ok(1) if is_split && text == b"\n" => is_split = false,
+            Ok(_) => {
+                is_split = !text.ends_with(b"\n");
+                write_child_line(&text, name, config.prefix, output);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn write_child_line(text: &[u8], name: &str, prefix: bool, output: &mut impl Write) {
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let mut line = if prefix { format!("{} {name}: ", Timestamp::now()).into_bytes() } else { Vec::new() };
+    line.extend_from_slice(text);
+    line.push(b'\n');
+    let _ = output.write_all(&line);
+    let _ = output.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn copied(text: &[u8], limit: Option<usize>, prefix: bool) -> String {
+        let mut output = Vec::new();
+        copy_lines(text, "stdout", LogConfig { prefix, line_limit: limit, call_id: false }, &mut output);
+        String::from_utf8(output).unwrap()
+    }
+
+    #[test]
+    fn sizes_show_as_in_of_watchdog() {
+        let cases = [
+            (0, "0B"),
+            (205, "205B"),
+            (999, "999B"),
+            (1000, "1kB"),
+            (1024, "1.024kB"),
+            (123_456, "123.5kB"),
+            (999_999, "1000kB"),
+            (10_485_760, "10.49MB"),
+            (1_500_000_000, "1.5GB"),
+        ];
+        for (bytes, wanted) in cases {
+            assert_eq!(HumanSize(bytes).to_string(), wanted);
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_split_and_the_next_one_still_comes() {
+        assert_eq!(copied(b"abcdef\nafter\n", Some(5), false), "abcde\nf\nafter\n");
+        assert_eq!(copied(b"abcde\n\nafter\n", Some(5), false), "abcde\n\nafter\n");
+        assert_eq!(copied(b"abcdef\nafter", None, false), "abcdef\nafter\n");
+    }
+
+    #[test]
+    fn a_prefixed_line_has_the_time_and_the_stream() {
+        let text = copied(b"x\n", Some(100), true);
+        let shape = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect::<String>();
+        assert_eq!(shape, "0000/00/00 00:00:00 stdout: x\n");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_copied_as_they_are() {
+        let mut output = Vec::new();
+        let config = LogConfig { prefix: false, line_limit: Some(10), call_id: false };
+        copy_lines(&b"\xff\xfe\n"[..], "stderr", config, &mut output);
+        assert_eq!(output, b"\xff\xfe\n");
+    }
+}
