@@ -1,0 +1,463 @@
+//! The arbiter: which binding of a row holds the right to run, from when and how long.
+//!
+//! Owns the queues, quotas and the present hold of one row of one GPU. Pure: a step takes an event and the time and
+//! returns what to do. It knows no page, no socket and no clock, and never decides what fits (the ledger does).
+//!
+//! Time is handed out in two tiers. **Guaranteed** time is a binding's grant: whoever has credit and work gets it,
+//! earliest deadline first. **Borrowed** time is what is left: whoever is below its ceiling gets it, in proportion to
+//! floors, and loses it as soon as somebody can run on guaranteed time. Borrowed time is charged to the ceiling only:
+//! who used an idle GPU for an hour still has its guarantee in the next window.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gpu_share::binding::BindingId;
+use gpu_share::quota::{Verdict, WINDOW};
+use gpu_share::units::{Nanos, Quota};
+
+use member::{Member, Unsettled};
+
+mod account;
+mod member;
+#[cfg(test)]
+mod tests;
+
+/// A process of a container, by its connection to the agent. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessId(pub u64);
+
+/// How long rights last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Window Π over which quotas are kept.
+    pub window: Nanos,
+    /// Longest stretch of guaranteed time while somebody else has work.
+    pub quantum: Nanos,
+    /// Longest stretch of borrowed time while somebody else has work.
+    pub borrowed_quantum: Nanos,
+    /// A process that has not yielded so long after a revocation is passed over, unless its kernels are known to be
+    /// long.
+    pub grace: Nanos,
+    /// The same for processes with long kernels.
+    pub longest_grace: Nanos,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            window: WINDOW,
+            quantum: Nanos::from_millis(5),
+            borrowed_quantum: Nanos::from_millis(2),
+            grace: Nanos::from_secs(1),
+            longest_grace: Nanos::from_secs(10),
+        }
+    }
+}
+
+/// The quotas of a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Guaranteed for as long as it lives; its weight among borrowers.
+    pub floor: Quota,
+    /// The most that it may use.
+    pub ceiling: Quota,
+    /// Guaranteed now; zero while parked.
+    pub grant: Quota,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A binding joins the row.
+    Join(BindingId, Terms),
+    /// Its quotas changed.
+    Resize(BindingId, Terms),
+    /// It is released.
+    Leave(BindingId),
+    /// One of its processes has work and no right to run.
+    Want(BindingId, ProcessId),
+    /// A process has nothing on the GPU any more, having used so much under its present right.
+    Yield(BindingId, ProcessId, Nanos),
+    /// A process is gone.
+    Gone(BindingId, ProcessId),
+    /// Time passed.
+    Tick,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The process holds the right to run.
+    Grant(BindingId, ProcessId),
+    /// It starts nothing any more, and yields when what it started is done.
+    Revoke(BindingId, ProcessId),
+    /// A hold ended; the binding is charged so much GPU time.
+    Used(BindingId, Nanos),
+}
+
+/// What happened in a row so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Holds begun.
+    pub holds: u64,
+    /// Holds revoked before they were given back.
+    pub revocations: u64,
+    /// Holds ended because a process did not yield in time.
+    pub overdue: u64,
+    /// Time from revocations to yields.
+    pub overrun: Nanos,
+}
+
+/// What a hold is charged to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// The binding's grant.
+    Guaranteed,
+    /// What others leave.
+    Borrowed,
+}
+
+/// The right to run, as one binding has it now.
+///
+/// A hold that nobody disputes goes on in stages, each charged to one tier.
+#[derive(Clone, Debug)]
+struct Hold {
+    binding: BindingId,
+    tier: Tier,
+    began: Nanos,
+    stage_began: Nanos,
+    /// When the credit of the stage's tier is used up.
+    credit_until: Nanos,
+    revoked: Option<Nanos>,
+    /// Processes that have not yielded.
+    holders: BTreeSet<ProcessId>,
+    reported: Nanos,
+    /// A holder vanished or is overdue: what it used is not known, so all the time is charged.
+    unreported: bool,
+}
+
+impl Hold {
+    fn unsettled(&self, now: Nanos) -> Unsettled {
+        let stage = now.since(self.stage_began);
+        let held = now.since(self.began);
+        match self.tier {
+            Tier::Guaranteed => Unsettled { held, guaranteed: stage, borrowed: Nanos::ZERO },
+            Tier::Borrowed => Unsettled { held, guaranteed: Nanos::ZERO, borrowed: stage },
+        }
+    }
+}
+
+/// Who may run, on what, and for how long.
+struct Choice {
+    binding: BindingId,
+    tier: Tier,
+    run: Nanos,
+}
+
+/// The arbiter of one row.
+#[derive(Clone, Debug, Default)]
+pub struct Arbiter {
+    rules: Rules,
+    members: BTreeMap<BindingId, Member>,
+    hold: Option<Hold>,
+    /// How far the last borrower was with borrowing.
+    row_borrowed: Nanos,
+    tally: Tally,
+    effects: Vec<Effect>,
+}
+
+impl Arbiter {
+    /// An arbiter of a row that nobody is in yet.
+    pub fn new(rules: Rules) -> Self {
+        Self { rules, ..Self::default() }
+    }
+
+    /// Takes note of `event` at `now`, and says what to do, in this order.
+    pub fn step(&mut self, event: Event, now: Nanos) -> Vec<Effect> {
+        match event {
+            Event::Join(id, terms) => {
+                self.members.insert(id, Member::new(terms, self.rules.window, now));
+            }
+            Event::Resize(id, terms) => self.resize(&id, terms, now),
+            Event::Leave(id) => self.leave(&id, now),
+            Event::Want(id, process) => self.want(&id, process, now),
+            Event::Yield(id, process, used) => self.give_back(&id, process, Some(used), now),
+            Event::Gone(id, process) => self.gone(&id, process, now),
+            Event::Tick => {}
+        }
+        self.review(now);
+        core::mem::take(&mut self.effects)
+    }
+
+    /// When [`Event::Tick`] is due, if nothing happens before.
+    pub fn deadline(&self, now: Nanos) -> Option<Nanos> {
+        let waiting = self.members.iter().filter(|(_, member)| !member.wanting.is_empty());
+        let Some(hold) = &self.hold else {
+            return waiting.filter_map(|(_, member)| member.next_chance(now)).min();
+        };
+        if let Some(revoked) = hold.revoked {
+            return Some(revoked + self.grace(&hold.binding));
+        }
+        // Rivals that can run already, and did not revoke the hold, wait for the end of the stage.
+        let rivals = waiting.filter(|(id, _)| **id != hold.binding);
+        let candidate = rivals.map(|(_, rival)| rival.next_eligible(now)).filter(|&at| at > now).min();
+        candidate.into_iter().chain([self.stage_end(hold)]).min().filter(|at| at.0 < u64::MAX)
+    }
+
+    /// For how long the binding has held the right without a report of what it used.
+    pub fn held(&self, id: &BindingId, now: Nanos) -> Nanos {
+        self.hold
+            .as_ref()
+            .filter(|hold| hold.binding == *id)
+            .map_or(Nanos::ZERO, |hold| now.since(hold.began))
+    }
+
+    /// Whether the process has a right that it has not given back, revoked or not.
+    pub fn holds(&self, process: ProcessId) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.holders.contains(&process))
+    }
+
+    /// Whether the binding has work and no right to run.
+    pub fn wants(&self, id: &BindingId) -> bool {
+        self.members.get(id).is_some_and(|member| !member.wanting.is_empty())
+    }
+
+    /// What happened so far.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    fn resize(&mut self, id: &BindingId, terms: Terms, now: Nanos) {
+        if let Some(member) = self.members.get_mut(id) {
+            member.resize(terms, now);
+        }
+        if let Some(hold) = self.hold.as_mut().filter(|hold| hold.binding == *id) {
+            // The credit is another now: look again at once.
+            hold.credit_until = now;
+        }
+    }
+
+    fn leave(&mut self, id: &BindingId, now: Nanos) {
+        if let Some(hold) = self.hold.take_if(|hold| hold.binding == *id) {
+            let used = hold.reported.min(now.since(hold.began));
+            self.effects.extend(hold.holders.iter().map(|&process| Effect::Revoke(id.clone(), process)));
+            self.effects.push(Effect::Used(id.clone(), used));
+        }
+        self.members.remove(id);
+    }
+
+    fn want(&mut self, id: &BindingId, process: ProcessId, now: Nanos) {
+        let Some(member) = self.members.get_mut(id) else { return };
+        let own = self.hold.as_mut().filter(|hold| hold.binding == *id);
+        if let Some(hold) = own {
+            if hold.revoked.is_some() {
+                // It waits from the end of the hold on: until then it runs.
+                member.wanting.insert(process);
+            } else if hold.holders.insert(process) {
+                self.effects.push(Effect::Grant(id.clone(), process));
+            }
+            return;
+        }
+        if member.wanting.is_empty() {
+            member.begin_wait(self.row_borrowed, now);
+        }
+        member.wanting.insert(process);
+    }
+
+    /// `used` is `None` for a process that can't say.
+    fn give_back(&mut self, id: &BindingId, process: ProcessId, used: Option<Nanos>, now: Nanos) {
+        let Some(hold) = self.hold.as_mut().filter(|hold| hold.binding == *id) else { return };
+        if !hold.holders.remove(&process) {
+            return;
+        }
+        if hold.revoked.is_none() {
+            self.effects.push(Effect::Revoke(id.clone(), process));
+        }
+        match used {
+            Some(used) => hold.reported += used,
+            None => hold.unreported = true,
+        }
+        if hold.holders.is_empty() {
+            self.end_hold(now);
+        }
+    }
+
+    fn gone(&mut self, id: &BindingId, process: ProcessId, now: Nanos) {
+        if let Some(member) = self.members.get_mut(id)
+            && member.wanting.remove(&process)
+            && member.wanting.is_empty()
+            && self.hold.as_ref().is_none_or(|hold| hold.binding != *id)
+        {
+            member.rest(now);
+        }
+        self.give_back(id, process, None, now);
+    }
+
+    /// Charges what the hold used; whoever has work again waits from now on.
+    fn end_hold(&mut self, now: Nanos) {
+        let Some(hold) = self.hold.take() else { return };
+        let rivals =
+            self.members.iter().filter(|(id, member)| **id != hold.binding && !member.wanting.is_empty());
+        let disturbed_at = rivals.map(|(_, rival)| rival.eligible_at).min().unwrap_or(now);
+        let Some(member) = self.members.get_mut(&hold.binding) else { return };
+        let length = now.since(hold.began);
+        let used = if hold.unreported { length } else { hold.reported.min(length) };
+        // Earlier stages were charged as they ended, as if it had always been busy.
+        let in_stage = used.since(hold.stage_began.since(hold.began));
+        let overrun = hold.revoked.map_or(Nanos::ZERO, |revoked| now.since(revoked));
+        // Borrowed time ends where somebody's guarantee begins: what goes on is its own.
+        let own =
+            if hold.tier == Tier::Borrowed { now.since(disturbed_at).min(in_stage) } else { Nanos::ZERO };
+        member.settle(hold.tier, in_stage - own);
+        member.settle(Tier::Guaranteed, own);
+        member.cap.charge(used);
+        member.cap.close(now);
+        self.tally.overrun += overrun;
+        if hold.revoked.is_some() && !hold.unreported {
+            member.overrun = overrun.max(Nanos(member.overrun.0 / 8 * 7));
+        }
+        member.had_turn(in_stage);
+        if member.wanting.is_empty() {
+            member.rest(now);
+        } else {
+            member.wait_on(now);
+        }
+        self.effects.push(Effect::Used(hold.binding, used));
+    }
+
+    /// Ends a revoked hold whose processes don't yield, so that nothing they do keeps the row for ever.
+    fn end_overdue(&mut self, now: Nanos) {
+        let Some(hold) = &mut self.hold else { return };
+        hold.unreported = true;
+        self.tally.overdue += 1;
+        let (id, tier) = (hold.binding.clone(), hold.tier);
+        let in_stage = now.since(hold.stage_began);
+        if let Some(member) = self.members.get_mut(&id) {
+            // A guaranteed stage is charged when the hold ends.
+            member.bar(if tier == Tier::Borrowed { in_stage } else { Nanos::ZERO });
+        }
+        self.end_hold(now);
+    }
+
+    /// Hands out, extends or revokes the right, as the time and the queues demand.
+    fn review(&mut self, now: Nanos) {
+        if let Some((binding, revoked)) = self.hold.as_ref().and_then(|h| Some((&h.binding, h.revoked?))) {
+            if now < revoked + self.grace(binding) {
+                return;
+            }
+            self.end_overdue(now);
+        }
+        let undisputed = self
+            .hold
+            .as_ref()
+            .is_some_and(|hold| now < self.stage_end(hold) && !self.has_urgent_rival(hold, now));
+        if undisputed {
+            return;
+        }
+        match (self.choose(now), &self.hold) {
+            (Some(choice), Some(hold)) if choice.binding == hold.binding => self.extend(&choice, now),
+            (_, Some(_)) => self.revoke(now),
+            (Some(choice), None) => self.start(choice, now),
+            (None, None) => {}
+        }
+    }
+
+    /// Whether somebody can run on guaranteed time and has to before the holder.
+    fn has_urgent_rival(&self, hold: &Hold, now: Nanos) -> bool {
+        let holder = self.members.get(&hold.binding).map(Member::deadline);
+        let rivals =
+            self.members.iter().filter(|(id, member)| **id != hold.binding && !member.wanting.is_empty());
+        rivals.map(|(_, rival)| rival).any(|rival| {
+            let sooner = hold.tier == Tier::Borrowed || holder.is_none_or(|holder| rival.deadline() < holder);
+            sooner && matches!(rival.guaranteed(Unsettled::default(), now), Verdict::Run(_))
+        })
+    }
+
+    /// Who may run now. The present holder is a candidate too, as if it had work.
+    fn choose(&mut self, now: Nanos) -> Option<Choice> {
+        for member in self.members.values_mut() {
+            member.lift_bar(now);
+        }
+        let holder = self.hold.as_ref().map(|hold| (&hold.binding, hold.unsettled(now)));
+        let candidates = self.members.iter().filter_map(|(id, member)| match holder {
+            Some((holder, unsettled)) if holder == id => Some((id, member, unsettled, true)),
+            _ => (!member.wanting.is_empty()).then_some((id, member, Unsettled::default(), false)),
+        });
+        let candidates: Vec<_> = candidates.collect();
+        let guaranteed = candidates.iter().filter_map(|&(id, member, unsettled, holds)| {
+            let Verdict::Run(run) = member.guaranteed(unsettled, now) else { return None };
+            Some(((member.deadline() + member.earned_in(unsettled.guaranteed), holds), id, run))
+        });
+        if let Some((_, id, run)) = guaranteed.min_by_key(|&(key, ..)| key) {
+            return Some(Choice { binding: id.clone(), tier: Tier::Guaranteed, run });
+        }
+        let borrowers = candidates.iter().filter_map(|&(id, member, unsettled, holds)| {
+            let Verdict::Run(run) = member.borrowing(unsettled, now) else { return None };
+            Some(((member.borrowed + member.over_floor(unsettled.borrowed), holds), id, run))
+        });
+        let (_, id, run) = borrowers.min_by_key(|&(key, ..)| key)?;
+        Some(Choice { binding: id.clone(), tier: Tier::Borrowed, run })
+    }
+
+    fn start(&mut self, choice: Choice, now: Nanos) {
+        let Choice { binding, tier, run } = choice;
+        let Some(member) = self.members.get_mut(&binding) else { return };
+        let holders = core::mem::take(&mut member.wanting);
+        member.cap.open(now);
+        if tier == Tier::Borrowed {
+            member.end_wait(now);
+            self.row_borrowed = self.row_borrowed.max(member.borrowed);
+        }
+        self.tally.holds += 1;
+        self.effects.extend(holders.iter().map(|&process| Effect::Grant(binding.clone(), process)));
+        self.hold = Some(Hold {
+            binding,
+            tier,
+            began: now,
+            stage_began: now,
+            credit_until: now + run,
+            revoked: None,
+            holders,
+            reported: Nanos::ZERO,
+            unreported: false,
+        });
+    }
+
+    /// The holder runs on, in a new stage.
+    fn extend(&mut self, choice: &Choice, now: Nanos) {
+        let Some(hold) = &mut self.hold else { return };
+        let Some(member) = self.members.get_mut(&hold.binding) else { return };
+        member.settle(hold.tier, now.since(hold.stage_began));
+        match choice.tier {
+            Tier::Guaranteed => member.wait_on(now),
+            Tier::Borrowed => member.end_wait(now),
+        }
+        hold.tier = choice.tier;
+        hold.stage_began = now;
+        hold.credit_until = now + choice.run;
+    }
+
+    fn revoke(&mut self, now: Nanos) {
+        let Some(hold) = &mut self.hold else { return };
+        hold.revoked = Some(now);
+        self.tally.revocations += 1;
+        self.effects
+            .extend(hold.holders.iter().map(|&process| Effect::Revoke(hold.binding.clone(), process)));
+    }
+
+    /// When the present stage is over: at the end of its credit, or of its quantum if somebody else has work.
+    fn stage_end(&self, hold: &Hold) -> Nanos {
+        if !self.members.iter().any(|(id, member)| *id != hold.binding && !member.wanting.is_empty()) {
+            return hold.credit_until;
+        }
+        let quantum = match hold.tier {
+            Tier::Guaranteed => self.rules.quantum,
+            Tier::Borrowed => self.rules.borrowed_quantum,
+        };
+        hold.credit_until.min(hold.stage_began + quantum)
+    }
+
+    fn grace(&self, id: &BindingId) -> Nanos {
+        let overrun = self.members.get(id).map_or(0, |member| member.overrun.0);
+        Nanos(overrun.saturating_mul(4)).clamp(self.rules.grace, self.rules.longest_grace)
+    }
+}

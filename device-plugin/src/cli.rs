@@ -1,0 +1,234 @@
+//! The command line: what it accepts, and its exit codes (0 done, 1 failed, 64 bad usage).
+//!
+//! Owns words only; the agent does the work.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gpu_share::names::state;
+use gpu_share::protocol::NodeStatus;
+use gpu_share::units::{Nanos, Units};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::inventory::{NvmlInventory, SharingChoice};
+use crate::standalone::{Agent, Config};
+use crate::table;
+
+/// Shares the GPUs of this node between containers.
+#[derive(Debug, Parser)]
+#[command(name = "gpufn-node", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the node agent without Kubernetes.
+    Standalone(Standalone),
+    /// Shows GPUs and bindings of a running agent.
+    Status(Status),
+}
+
+#[derive(Debug, Args)]
+struct Standalone {
+    /// State folder: sockets, pages, checkpoint.
+    #[arg(long, env = "GPUFN_STATE", default_value = state::FOLDER)]
+    state: PathBuf,
+    /// NVML library, real or simulated.
+    #[arg(long, env = "GPUFN_NVML", default_value = "libnvidia-ml.so.1")]
+    nvml: PathBuf,
+    /// CUDA driver library, real or simulated, for containers.
+    #[arg(long, env = "GPUFN_DRIVER")]
+    driver: Option<PathBuf>,
+    /// Folder of the hook library, for containers.
+    #[arg(long, env = "GPUFN_HOOK")]
+    hook: Option<PathBuf>,
+    /// Whether processes use a GPU beside each other.
+    #[arg(long, env = "GPUFN_SHARING", value_enum, default_value = "auto")]
+    sharing: SharingChoice,
+    /// Window over which quotas are kept, 1ms to 1s.
+    #[arg(long, env = "GPUFN_WINDOW", default_value = "10ms", value_parser = window)]
+    window: Nanos,
+    /// Units that a GPU is divided into.
+    #[arg(long, env = "GPUFN_UNITS", default_value_t = Units::PER_GPU.0, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    units: u32,
+    /// Address of /metrics.
+    #[arg(long, env = "GPUFN_METRICS", default_value = "127.0.0.1:9101")]
+    metrics: SocketAddr,
+    /// A further variable for containers; can be given several times.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// Form of the log on stderr.
+    #[arg(long, env = "GPUFN_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+struct Status {
+    /// State folder of the agent.
+    #[arg(long, env = "GPUFN_STATE", default_value = state::FOLDER)]
+    state: PathBuf,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Does what the arguments of this process say.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; where to print and whether that works is clap's and the pipe's business.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
+        Command::Standalone(options) => standalone(options),
+        Command::Status(options) => status(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, whatever the causes are; a closed stderr is no reason for another exit code.
+            let _ = writeln!(std::io::stderr(), "gpufn-node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn standalone(options: Standalone) -> anyhow::Result<()> {
+    log_to_stderr(options.log_format);
+    let inventory = NvmlInventory::new(&options.nvml);
+    let config = Config {
+        state: options.state,
+        nvml: options.nvml,
+        driver: options.driver,
+        hook: options.hook,
+        sharing: options.sharing.resolve(),
+        window: options.window,
+        units: Units(options.units),
+        metrics: Some(options.metrics),
+        env: options.env,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Before the agent runs, so that a signal right after the line on stdout is not missed.
+    let (mut terminate, mut interrupt) = runtime.block_on(async {
+        Ok::<_, std::io::Error>((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    })?;
+    let agent = Agent::start(&config, &inventory)?;
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "listening on {}", agent.socket().display())?;
+    stdout.flush()?;
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            _ = terminate.recv() => false,
+            _ = interrupt.recv() => false,
+            () = ended(&agent) => true,
+        }
+    });
+    agent.stop();
+    anyhow::ensure!(!ended, "the arbiter's thread ended; the log says why");
+    Ok(())
+}
+
+/// Returns when the agent does not run any more.
+async fn ended(agent: &Agent) {
+    let mut interval = tokio::time::interval(Duration::from_secs(1));
+    while agent.is_running() {
+        interval.tick().await;
+    }
+}
+
+fn status(options: &Status) -> anyhow::Result<()> {
+    let socket = options.state.join(state::CONTROL_SOCKET);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let status = runtime
+        .block_on(fetch_status(&socket))
+        .with_context(|| format!("no node agent answers on {}", socket.display()))?;
+    let text =
+        if options.json { serde_json::to_string_pretty(&status)? + "\n" } else { table::render(&status) };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+async fn fetch_status(socket: &std::path::Path) -> anyhow::Result<NodeStatus> {
+    let client = reqwest::Client::builder().unix_socket(socket).timeout(Duration::from_secs(5)).build()?;
+    let response = client.get("http://localhost/v1/status").send().await?.error_for_status()?;
+    Ok(response.json().await?)
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("GPUFN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Fails only if a log is there already, which is as good.
+    let _ = match format {
+        LogFormat::Text => log.with_ansi(false).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}
+
+fn window(text: &str) -> Result<Nanos, String> {
+    let window = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(number), _) => number.parse().ok().map(|ms: u64| Nanos(ms.saturating_mul(1_000_000))),
+        (None, Some(number)) => number.parse().ok().map(|s: u64| Nanos(s.saturating_mul(1_000_000_000))),
+        (None, None) => None,
+    };
+    window
+        .filter(|window| (Nanos::from_millis(1)..=Nanos::from_secs(1)).contains(window))
+        .ok_or_else(|| "allowed is 1ms to 1s, such as 10ms".into())
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !text.contains('\0') => Ok((name.into(), value.into())),
+        _ => Err("allowed is KEY=VALUE".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn windows_and_variables_are_read_or_refused() {
+        assert_eq!(window("10ms"), Ok(Nanos::from_millis(10)));
+        assert_eq!(window("1s"), Ok(Nanos::from_secs(1)));
+        for bad in ["0ms", "2s", "10", "ms", "-1ms", "99999999999999999999s"] {
+            assert!(window(bad).is_err(), "{bad}");
+        }
+        assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert!(variable("=b").is_err() && variable("A").is_err());
+    }
+
+    #[test]
+    fn the_readme_lists_every_option() {
+        let readme = include_str!("../README.md");
+        let command = Cli::command();
+        for subcommand in command.get_subcommands() {
+            for option in subcommand.get_arguments().filter_map(clap::Arg::get_long) {
+                assert!(readme.contains(&format!("| `--{option}")), "{} --{option}", subcommand.get_name());
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The containers' socket: JSON lines, one thread for each connection.
+//!
+//! Owns reading, bounding and answering lines. What a line means is the owner's business; nothing that a container
+//! sends or leaves unread makes the owner wait.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use gpu_share::protocol::{FromContainer, MAX_LINE, ToContainer};
+use rustix::net::sockopt::socket_peercred;
+
+use crate::arbiter::ProcessId;
+use crate::owner::{Message, Peer};
+
+/// Most connections at a time.
+const MAX_CONNECTIONS: usize = 4096;
+/// Who has not said a sound word so long after connecting is cut off.
+const FIRST_LINE: Duration = Duration::from_secs(5);
+
+/// The containers' socket, served.
+#[derive(Debug)]
+pub(crate) struct Containers {
+    listener: Arc<UnixListener>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Containers {
+    /// Listens at `path`; every user may connect, as containers have users of their own.
+    pub(crate) fn listen(path: &Path, owner: mpsc::SyncSender<Message>) -> io::Result<Self> {
+        let listener = Arc::new(UnixListener::bind(path)?);
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+        let shared = Arc::clone(&listener);
+        let accepting =
+            thread::Builder::new().name("containers".into()).spawn(move || accept_all(&shared, &owner))?;
+        Ok(Self { listener, accepting: Some(accepting) })
+    }
+}
+
+impl Drop for Containers {
+    fn drop(&mut self) {
+        // Makes `accept` return with an error, which ends the thread.
+        let _ = rustix::net::shutdown(&*self.listener, rustix::net::Shutdown::Both);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+    }
+}
+
+fn accept_all(listener: &UnixListener, owner: &mpsc::SyncSender<Message>) {
+    let next = AtomicU64::new(0);
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            // Out of files: the next connection may find one.
+            Err(error) if error.raw_os_error().is_some_and(is_exhaustion) => {
+                tracing::warn!(%error, "connection not accepted");
+                thread::yield_now();
+                continue;
+            }
+            Err(_) => return,
+        };
+        let process = ProcessId(next.fetch_add(1, Ordering::Relaxed));
+        let guard = Open::new(&open);
+        if open.load(Ordering::Relaxed) > MAX_CONNECTIONS {
+            let error = format!("connections are {MAX_CONNECTIONS}, allowed are {MAX_CONNECTIONS}");
+            let _ = send(&mut &stream, &ToContainer::Refused { error });
+            continue;
+        }
+        let owner = owner.clone();
+        let spawned = thread::Builder::new().name(format!("container-{}", process.0)).spawn(move || {
+            let _guard = guard;
+            if let Err(error) = serve(&stream, process, &owner) {
+                tracing::debug!(process = process.0, %error, "connection ended");
+            }
+            // An owner that is gone has forgotten the process anyway.
+            let _ = owner.send(Message::Gone(process));
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "connection not served");
+        }
+    }
+}
+
+fn is_exhaustion(code: i32) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::CONNABORTED, Errno::INTR]
+        .iter()
+        .any(|errno| errno.raw_os_error() == code)
+}
+
+/// Counts open connections.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Reads lines until the connection ends or one is refused.
+fn serve(stream: &UnixStream, process: ProcessId, owner: &mpsc::SyncSender<Message>) -> io::Result<()> {
+    stream.set_read_timeout(Some(FIRST_LINE))?;
+    // Seen from the agent's PID namespace, so the agent runs in the node's.
+    let pid =
+        socket_peercred(stream).ok().and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok());
+    let (answers, answered) = mpsc::channel();
+    let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+    let peer = Peer { stream: stream.try_clone()?, answers, pid };
+    owner.send(Message::Connected(process, peer)).map_err(gone)?;
+    let (mut reader, mut attached) = (BufReader::new(stream), false);
+    loop {
+        let line = match read_line(&mut reader)? {
+            Line::End => return Ok(()),
+            Line::Read(line) => parse(&line, attached),
+            Line::TooLong => Err(format!("line is longer than {MAX_LINE} bytes")),
+        };
+        let line = match line {
+            Ok(line) => line,
+            Err(error) => return send(&mut &*stream, &ToContainer::Refused { error }),
+        };
+        let is_answered = matches!(
+            line,
+            FromContainer::Hello { .. } | FromContainer::Attach { .. } | FromContainer::Reserve { .. }
+        );
+        owner.send(Message::Line(process, line, Instant::now())).map_err(gone)?;
+        if is_answered {
+            let answer = answered.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+            send(&mut &*stream, &answer)?;
+            match answer {
+                ToContainer::Refused { .. } => return Ok(()),
+                ToContainer::Attached { .. } => attached = true,
+                _ => {}
+            }
+            stream.set_read_timeout(None)?;
+        }
+    }
+}
+
+fn parse(line: &[u8], attached: bool) -> Result<FromContainer, String> {
+    let line: FromContainer =
+        serde_json::from_slice(line).map_err(|error| format!("line is not of a known form: {error}"))?;
+    if attached || matches!(line, FromContainer::Hello { .. } | FromContainer::Attach { .. }) {
+        Ok(line)
+    } else {
+        Err("op comes before attach, allowed are hello and attach".into())
+    }
+}
+
+/// What comes next on a connection.
+enum Line {
+    Read(Vec<u8>),
+    TooLong,
+    End,
+}
+
+fn read_line(reader: &mut impl BufRead) -> io::Result<Line> {
+    let mut line = Vec::new();
+    let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX) + 1;
+    reader.by_ref().take(limit).read_until(b'\n', &mut line)?;
+    match line.pop() {
+        Some(b'\n') => Ok(Line::Read(line)),
+        Some(_) if line.len() >= MAX_LINE => Ok(Line::TooLong),
+        _ => Ok(Line::End),
+    }
+}
+
+fn send(stream: &mut impl Write, answer: &ToContainer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}

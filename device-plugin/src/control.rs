@@ -1,0 +1,182 @@
+//! The control API: HTTP with JSON bodies on a socket that only the agent's user may open.
+//!
+//! Owns routes, status codes and the form of errors. Requests are forwarded to the owner; nothing is decided here.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::mpsc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{self, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
+use axum::{Json, Router};
+use gpu_share::binding::BindingId;
+use gpu_share::ledger::Refusal;
+use gpu_share::protocol::{Bind, Bound, Event, Granted, NodeStatus, Problem, SetGrant};
+use gpu_share::units::Quota;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixListener;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, oneshot};
+
+use crate::owner::{ControlError, Message, Observation, Reply};
+
+/// Asks the node agent's owner. What the control socket serves, and what a program that embeds the agent calls.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(crate) owner: mpsc::SyncSender<Message>,
+    pub(crate) events: broadcast::Sender<Event>,
+}
+
+impl Handle {
+    /// Binds a share; returns once that is on the disk.
+    pub async fn bind(&self, bind: Bind) -> Result<Bound, ControlError> {
+        self.ask(|reply| Message::Bind(bind, reply)).await
+    }
+
+    /// Ends a binding and the connections of its processes.
+    pub async fn release(&self, id: BindingId) -> Result<(), ControlError> {
+        self.ask(|reply| Message::Release(id, reply)).await
+    }
+
+    /// Changes a binding's quota, zero to park it.
+    pub async fn set_grant(&self, id: BindingId, quota: Quota) -> Result<Granted, ControlError> {
+        self.ask(|reply| Message::SetGrant(id, quota, reply)).await
+    }
+
+    /// The node as it is now.
+    pub async fn status(&self) -> Result<NodeStatus, ControlError> {
+        Ok(self.observe().await?.status)
+    }
+
+    /// The node as it is now, with what its arbiters did.
+    pub async fn observe(&self) -> Result<Observation, ControlError> {
+        self.ask(Message::Observe).await
+    }
+
+    /// Events from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    async fn ask<T>(&self, message: impl FnOnce(Reply<T>) -> Message) -> Result<T, ControlError> {
+        let (reply, answer) = oneshot::channel();
+        // The owner takes messages within microseconds, so a full queue does not block for long.
+        self.owner.send(message(reply)).map_err(|_| ControlError::Stopped)?;
+        answer.await.map_err(|_| ControlError::Stopped)?
+    }
+}
+
+/// Listens at `path`, for the agent's user only.
+pub(crate) fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Serves the API until dropped.
+pub(crate) async fn serve(listener: std::os::unix::net::UnixListener, handle: Handle) -> io::Result<()> {
+    axum::serve(UnixListener::from_std(listener)?, router(handle)).await
+}
+
+fn router(handle: Handle) -> Router {
+    Router::new()
+        .route("/healthz", get(health))
+        .route("/v1/status", get(status))
+        .route("/v1/bindings", post(bind))
+        .route("/v1/bindings/{id}", delete(release))
+        .route("/v1/bindings/{id}/grant", put(set_grant))
+        .route("/v1/events", get(events))
+        .fallback(async || Failure::new(StatusCode::NOT_FOUND, &"there is no such path"))
+        .method_not_allowed_fallback(async || {
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, &"the path does not allow this method")
+        })
+        .with_state(handle)
+}
+
+/// An error response.
+struct Failure(StatusCode, Problem);
+
+impl Failure {
+    fn new(status: StatusCode, error: &impl ToString) -> Self {
+        Self(status, Problem { error: error.to_string() })
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(self.1)).into_response()
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        let status = match &error {
+            ControlError::Refused(Refusal::Unknown(_) | Refusal::UnknownGpu(_)) => StatusCode::NOT_FOUND,
+            ControlError::Refused(Refusal::NoRoom { .. } | Refusal::Exists(_)) => StatusCode::CONFLICT,
+            ControlError::State(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            ControlError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, &error)
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
+    serde_json::from_slice(body).map_err(|error| {
+        Failure::new(StatusCode::BAD_REQUEST, &format!("body is not of the expected form: {error}"))
+    })
+}
+
+fn id(name: String) -> Result<BindingId, Failure> {
+    name.try_into().map_err(|error| Failure::new(StatusCode::BAD_REQUEST, &error))
+}
+
+/// Whether the owner answers.
+pub(crate) async fn health(State(handle): State<Handle>) -> Result<&'static str, StatusCode> {
+    handle.observe().await.map(|_| "ok\n").map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+}
+
+async fn status(State(handle): State<Handle>) -> Result<Json<NodeStatus>, Failure> {
+    Ok(Json(handle.status().await?))
+}
+
+async fn bind(State(handle): State<Handle>, body: Bytes) -> Result<(StatusCode, Json<Bound>), Failure> {
+    Ok((StatusCode::CREATED, Json(handle.bind(read(&body)?).await?)))
+}
+
+async fn release(
+    State(handle): State<Handle>,
+    extract::Path(name): extract::Path<String>,
+) -> Result<StatusCode, Failure> {
+    handle.release(id(name)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn set_grant(
+    State(handle): State<Handle>,
+    extract::Path(name): extract::Path<String>,
+    body: Bytes,
+) -> Result<Json<Granted>, Failure> {
+    let SetGrant { quota } = read(&body)?;
+    Ok(Json(handle.set_grant(id(name)?, quota).await?))
+}
+
+/// One JSON line per event. A listener that falls behind misses events, and is told so by the end of the stream.
+async fn events(State(handle): State<Handle>) -> Response {
+    let stream = futures_util::stream::unfold(handle.events(), async |mut events| {
+        let event = match events.recv().await {
+            Ok(event) => event,
+            Err(RecvError::Lagged(_) | RecvError::Closed) => return None,
+        };
+        let mut line = serde_json::to_vec(&event).ok()?;
+        line.push(b'\n');
+        Some((Ok::<_, Infallible>(Bytes::from(line)), events))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response()
+}

@@ -1,0 +1,96 @@
+//! Which GPUs this node has, asked of NVML by the path of its library.
+//!
+//! A simulated driver brings an NVML of its own, so real and simulated nodes take the same way. Decides nothing.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use gpu_share::binding::GpuId;
+use gpu_share::ledger::{Gpu, Sharing};
+use gpu_share::units::Bytes;
+use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
+
+/// Why the GPUs are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum InventoryError {
+    /// The library can't be used.
+    #[error("--nvml is {path}, allowed is the path of an NVML library that finds a GPU: {reason}")]
+    Nvml {
+        /// Path of the library.
+        path: PathBuf,
+        /// What NVML or the loader says.
+        reason: NvmlError,
+    },
+    /// The library works, but there is no GPU.
+    #[error("{0} finds no GPU")]
+    Empty(PathBuf),
+}
+
+/// How it is decided whether processes use a GPU beside each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SharingChoice {
+    /// `mps` if `CUDA_MPS_PIPE_DIRECTORY` names a folder, else `exclusive`.
+    #[default]
+    Auto,
+    /// Beside each other, each on its SM share.
+    Mps,
+    /// One at a time.
+    Exclusive,
+}
+
+impl SharingChoice {
+    /// What it comes to on this machine.
+    pub fn resolve(self) -> Sharing {
+        match self {
+            Self::Mps => Sharing::Mps,
+            Self::Exclusive => Sharing::Exclusive,
+            Self::Auto => {
+                let pipes = env::var_os("CUDA_MPS_PIPE_DIRECTORY");
+                if pipes.is_some_and(|folder| Path::new(&folder).is_dir()) {
+                    Sharing::Mps
+                } else {
+                    Sharing::Exclusive
+                }
+            }
+        }
+    }
+}
+
+/// A source of GPUs.
+pub trait Inventory {
+    /// All GPUs of this node, used as `sharing` says.
+    fn gpus(&self, sharing: Sharing) -> Result<Vec<Gpu>, InventoryError>;
+}
+
+/// The GPUs that an NVML library finds.
+#[derive(Clone, Debug)]
+pub struct NvmlInventory {
+    library: PathBuf,
+}
+
+impl NvmlInventory {
+    /// Asks the library at `library`.
+    pub fn new(library: impl Into<PathBuf>) -> Self {
+        Self { library: library.into() }
+    }
+
+    fn read(&self, sharing: Sharing) -> Result<Vec<Gpu>, NvmlError> {
+        let nvml = Nvml::builder().lib_path(self.library.as_os_str()).init()?;
+        let gpus = (0..nvml.device_count()?).map(|index| {
+            let device = nvml.device_by_index(index)?;
+            let memory = Bytes(device.memory_info()?.total);
+            Ok(Gpu { id: GpuId(device.uuid()?), index, name: device.name()?, memory, sharing })
+        });
+        gpus.collect()
+    }
+}
+
+impl Inventory for NvmlInventory {
+    fn gpus(&self, sharing: Sharing) -> Result<Vec<Gpu>, InventoryError> {
+        let gpus = self
+            .read(sharing)
+            .map_err(|reason| InventoryError::Nvml { path: self.library.clone(), reason })?;
+        if gpus.is_empty() { Err(InventoryError::Empty(self.library.clone())) } else { Ok(gpus) }
+    }
+}

@@ -1,0 +1,36 @@
+//! The node agent: which container gets which part of which GPU, and when it may run.
+//!
+//! # Layout
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`arbiter`] | who of a row holds the right to run, from when and how long (pure) |
+//! | [`node`] | ledger, arbiters and processes as one state (pure) |
+//! | [`inventory`] | which GPUs there are |
+//! | [`checkpoint`] | the ledger on the disk |
+//! | [`pages`] | the bindings' pages |
+//! | [`environment`] | the variables of a container |
+//! | [`control`] | the control API, and the handle that it calls |
+//! | [`metrics`] | what is exported |
+//! | [`standalone`] | start, restore and stop without Kubernetes |
+//! | [`cli`], [`table`] | the command line |
+//!
+//! One thread owns all state (`owner`); each connection of a container has a thread (`containers`) that only moves
+//! lines. Start reading at [`node`], then [`arbiter`].
+
+pub mod arbiter;
+pub mod checkpoint;
+pub mod cli;
+mod clock;
+mod containers;
+pub mod control;
+pub mod environment;
+pub mod inventory;
+pub mod metrics;
+pub mod node;
+mod owner;
+pub mod pages;
+pub mod standalone;
+pub mod table;
+
+pub use owner::{ControlError, Observation};

@@ -1,0 +1,260 @@
+//! Metrics of the node agent, all of them in this file, in a registry of their own.
+//!
+//! Owns names, labels and units. Figures come from an observation when somebody asks; only latencies are counted as
+//! they happen. Never reads state itself.
+
+use std::sync::{Mutex, PoisonError};
+
+use gpu_share::protocol::{BindingStatus, GpuStatus};
+use gpu_share::units::Nanos;
+use prometheus::core::{Collector, GenericCounterVec, GenericGaugeVec};
+use prometheus::{
+    CounterVec, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::owner::Observation;
+
+const GPU: [&str; 1] = ["gpu"];
+const BINDING: [&str; 5] = ["gpu", "binding", "namespace", "function", "instance"];
+
+/// The metrics and their registry.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Figures are replaced for every answer, so answers are made one at a time.
+    rendering: Mutex<()>,
+    bindings: IntGaugeVec,
+    gpu_memory: IntGaugeVec,
+    free_units: IntGaugeVec,
+    holds: IntCounterVec,
+    revocations: IntCounterVec,
+    overdue: IntCounterVec,
+    overrun: CounterVec,
+    floor: GaugeVec,
+    grant: GaugeVec,
+    ceiling: GaugeVec,
+    used: CounterVec,
+    throttled: CounterVec,
+    launches: IntCounterVec,
+    memory: IntGaugeVec,
+    memory_limit: IntGaugeVec,
+    processes: IntGaugeVec,
+    /// From a line's arrival until its consequences are in the pages.
+    pub(crate) decision: Histogram,
+}
+
+impl Metrics {
+    /// All metrics, registered.
+    pub fn new() -> prometheus::Result<Self> {
+        let r = Registry::new();
+        // 10 µs to 0.16 s.
+        let buckets = prometheus::exponential_buckets(1e-5, 2.0, 15)?;
+        let decision = HistogramOpts::new(
+            "gpufn_node_decision_seconds",
+            "Time from a container's message until its consequences are in the pages",
+        );
+        Ok(Self {
+            bindings: gauge(&r, "gpufn_node_bindings", "Bindings on a GPU", &GPU)?,
+            gpu_memory: gauge(&r, "gpufn_node_gpu_memory_bytes", "Memory of a GPU", &GPU)?,
+            free_units: gauge(&r, "gpufn_node_free_units", "Units that no floor and no grant covers", &GPU)?,
+            holds: counter(&r, "gpufn_node_holds_total", "Times that the right to run was given", &GPU)?,
+            revocations: counter(
+                &r,
+                "gpufn_node_revocations_total",
+                "Times that the right to run was revoked",
+                &GPU,
+            )?,
+            overdue: counter(
+                &r,
+                "gpufn_node_overdue_total",
+                "Revoked rights that were not given back in time",
+                &GPU,
+            )?,
+            overrun: counter(
+                &r,
+                "gpufn_node_overrun_seconds_total",
+                "Time from revocations to yields",
+                &GPU,
+            )?,
+            floor: gauge(&r, "gpufn_node_floor_ratio", "Guaranteed part of the GPU's time", &BINDING)?,
+            grant: gauge(
+                &r,
+                "gpufn_node_grant_ratio",
+                "Part of the GPU's time granted now, 0 while parked",
+                &BINDING,
+            )?,
+            ceiling: gauge(&r, "gpufn_node_ceiling_ratio", "Largest part of the GPU's time", &BINDING)?,
+            used: counter(&r, "gpufn_node_used_seconds_total", "GPU time used", &BINDING)?,
+            throttled: counter(
+                &r,
+                "gpufn_node_throttled_seconds_total",
+                "Time waited for the right to run",
+                &BINDING,
+            )?,
+            launches: counter(&r, "gpufn_node_launches_total", "GPU work launched", &BINDING)?,
+            memory: gauge(&r, "gpufn_node_memory_bytes", "GPU memory held", &BINDING)?,
+            memory_limit: gauge(
+                &r,
+                "gpufn_node_memory_limit_bytes",
+                "GPU memory that may be held",
+                &BINDING,
+            )?,
+            processes: gauge(&r, "gpufn_node_processes", "Processes attached", &BINDING)?,
+            decision: registered(&r, Histogram::with_opts(decision.buckets(buckets))?)?,
+            registry: r,
+            rendering: Mutex::new(()),
+        })
+    }
+
+    /// All metrics in the text format, with the figures of `observation`.
+    pub fn render(&self, observation: &Observation) -> prometheus::Result<String> {
+        let _rendering = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forget();
+        for gpu in &observation.status.gpus {
+            self.set_gpu(gpu, observation);
+            for binding in &gpu.bindings {
+                self.set_binding(binding);
+            }
+        }
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Released bindings leave no series behind.
+    fn forget(&self) {
+        let Self { floor, grant, ceiling, memory, memory_limit, processes, bindings, .. } = self;
+        [floor, grant, ceiling].into_iter().for_each(GaugeVec::reset);
+        [memory, memory_limit, processes, bindings, &self.gpu_memory, &self.free_units]
+            .into_iter()
+            .for_each(IntGaugeVec::reset);
+        [&self.used, &self.throttled, &self.overrun].into_iter().for_each(CounterVec::reset);
+        [&self.launches, &self.holds, &self.revocations, &self.overdue]
+            .into_iter()
+            .for_each(IntCounterVec::reset);
+    }
+
+    fn set_gpu(&self, gpu: &GpuStatus, observation: &Observation) {
+        let labels = [gpu.gpu.id.0.as_str()];
+        let tally = observation.tallies.get(&gpu.gpu.id).copied().unwrap_or_default();
+        self.bindings.with_label_values(&labels).set(signed(gpu.bindings.len() as u64));
+        self.gpu_memory.with_label_values(&labels).set(signed(gpu.gpu.memory.0));
+        self.free_units.with_label_values(&labels).set(gpu.free_units.0.into());
+        self.holds.with_label_values(&labels).inc_by(tally.holds);
+        self.revocations.with_label_values(&labels).inc_by(tally.revocations);
+        self.overdue.with_label_values(&labels).inc_by(tally.overdue);
+        self.overrun.with_label_values(&labels).inc_by(tally.overrun.secs_f64());
+    }
+
+    fn set_binding(&self, status: &BindingStatus) {
+        let binding = &status.binding;
+        let (owner, share) = (&binding.owner, &binding.share);
+        let labels = [
+            binding.gpu.0.as_str(),
+            binding.id.as_str(),
+            owner.namespace.as_str(),
+            owner.function.as_str(),
+            owner.instance.as_str(),
+        ];
+        self.floor.with_label_values(&labels).set(share.floor.fraction());
+        self.grant.with_label_values(&labels).set(binding.grant.fraction());
+        self.ceiling.with_label_values(&labels).set(share.ceiling.fraction());
+        self.used.with_label_values(&labels).inc_by(Nanos::secs_f64(status.used));
+        self.throttled.with_label_values(&labels).inc_by(Nanos::secs_f64(status.throttled));
+        self.launches.with_label_values(&labels).inc_by(status.launches);
+        self.memory.with_label_values(&labels).set(signed(status.memory_used.0));
+        self.memory_limit.with_label_values(&labels).set(signed(share.memory.0));
+        self.processes.with_label_values(&labels).set(signed(status.processes.len() as u64));
+    }
+}
+
+fn gauge<P>(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<GenericGaugeVec<P>>
+where
+    P: prometheus::core::Atomic + 'static,
+{
+    registered(registry, GenericGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn counter<P>(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<GenericCounterVec<P>>
+where
+    P: prometheus::core::Atomic + 'static,
+{
+    registered(registry, GenericCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> prometheus::Result<C> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+/// The library's integers are signed.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use gpu_share::binding::{GpuId, Owner};
+    use gpu_share::ledger::{Gpu, Sharing};
+    use gpu_share::protocol::Bind;
+    use gpu_share::share::Share;
+    use gpu_share::units::{Bytes, Units};
+
+    use super::*;
+    use crate::arbiter::Rules;
+    use crate::node::Node;
+
+    fn observation() -> Observation {
+        let gpu = Gpu {
+            id: GpuId("GPU-1".into()),
+            index: 0,
+            name: "simulated".into(),
+            memory: Bytes::gib(16),
+            sharing: Sharing::Exclusive,
+        };
+        let mut node = Node::new([gpu], Units::PER_GPU, Rules::default());
+        let bind = Bind { owner: Owner::default(), share: Share::whole_gpu(Bytes::gib(1)) };
+        node.bind("b-1".to_string().try_into().unwrap(), bind, Nanos::ZERO).unwrap();
+        Observation {
+            status: node.status("0", 1, Nanos::ZERO),
+            tallies: BTreeMap::from([(GpuId("GPU-1".into()), crate::arbiter::Tally::default())]),
+        }
+    }
+
+    #[test]
+    fn the_readme_lists_exactly_the_metrics_that_are_exported() {
+        let text = Metrics::new().unwrap().render(&observation()).unwrap();
+        let exported: BTreeSet<_> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .map(|line| line.replace(' ', " | "))
+            .collect();
+        let listed: BTreeSet<_> = include_str!("../README.md")
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `gpufn_node_"))
+            .map(|row| {
+                let cells: Vec<_> = row.split('|').map(str::trim).collect();
+                format!("gpufn_node_{} | {}", cells[0].trim_end_matches('`'), cells[1])
+            })
+            .collect();
+        assert_eq!(listed, exported);
+    }
+
+    #[test]
+    fn a_released_binding_leaves_no_series_behind() {
+        let (metrics, mut observation) = (Metrics::new().unwrap(), observation());
+        assert!(metrics.render(&observation).unwrap().contains("binding=\"b-1\""));
+        observation.status.gpus[0].bindings.clear();
+        assert!(!metrics.render(&observation).unwrap().contains("b-1"));
+    }
+}
