@@ -1,0 +1,358 @@
+//! Measuring: events around batches of launches, and the thread that waits for them and charges GPU time.
+//!
+//! No lock of this module is held while the driver is called or anything is waited for.
+
+mod thread;
+mod timeline;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use gpu_share::units::Nanos;
+
+use crate::abi::{CAPTURE_MODE_RELAXED, EVENT_BLOCKING_SYNC, Handle, STREAM_PER_THREAD, Status};
+use crate::cost::Cost;
+use crate::driver;
+use crate::gate::{Admitted, Outside};
+use crate::lane::{Entry, Filled, Lane};
+use crate::session::Session;
+
+use thread::Harvest;
+
+/// Work queued before a launch from which on the launch may share a batch: the GPU will not run dry while it is open.
+const DENSE: Nanos = Nanos::from_micros(200);
+/// Longest wait for measured work before its context is destroyed.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// A launch as the hook sees it.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) cost: &'static Cost,
+    /// What was reserved for it.
+    pub(crate) expected: Nanos,
+    /// The call returns when the work has ended.
+    pub(crate) blocks: bool,
+}
+
+/// Measures the time between a recorded start and the launch, during which the GPU may have idled; the events cannot tell
+/// that from work.
+#[derive(Clone, Copy, Debug)]
+enum Clock {
+    /// Of a call that waits for its work nothing is known.
+    Stopped,
+    /// Of work that was never measured only the thread's own time counts: a thread that was put aside may have launched
+    /// before.
+    Thread,
+    /// Work that was measured is charged what it is known to take, at least.
+    Wall,
+}
+
+impl Clock {
+    fn of(work: &Work) -> Self {
+        match (work.blocks, work.cost.is_known()) {
+            (true, _) => Self::Stopped,
+            (false, false) => Self::Thread,
+            (false, true) => Self::Wall,
+        }
+    }
+
+    fn now(self, session: &Session) -> Nanos {
+        match self {
+            Self::Stopped => Nanos::ZERO,
+            Self::Thread => thread_time(),
+            Self::Wall => session.now(),
+        }
+    }
+}
+
+/// Time for which this thread has run.
+fn thread_time() -> Nanos {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the answer goes to a place of its type; the clock exists in every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    let (seconds, nanos) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec));
+    Nanos::from_secs(seconds.unwrap_or(0)) + Nanos(nanos.unwrap_or(0))
+}
+
+/// Launches between two events.
+#[derive(Debug)]
+struct Batch {
+    context: usize,
+    stream: usize,
+    filled: Filled,
+    end: usize,
+}
+
+/// What waits for the harvester's thread.
+#[derive(Debug, Default)]
+struct Inbox {
+    batches: VecDeque<Batch>,
+    retired: Vec<usize>,
+    /// There is something to look at.
+    kicked: bool,
+    /// The thread sleeps.
+    sleeping: bool,
+}
+
+/// Lanes, events and finished batches of one process.
+#[derive(Debug, Default)]
+pub(crate) struct Harvester {
+    lanes: Mutex<HashMap<LaneKey, &'static Lane>>,
+    /// Changes when a lane is dropped, so that what threads remember is void.
+    pub(crate) generation: AtomicU64,
+    events: Mutex<HashMap<usize, Vec<usize>>>,
+    inbox: Mutex<Inbox>,
+    wake: Condvar,
+    /// Batches that are open on a lane.
+    open: AtomicUsize,
+    /// Batches that are closed and not charged.
+    outstanding: AtomicUsize,
+    drained: Condvar,
+}
+
+/// Names a lane: context, stream, and the thread where the stream is the thread's own.
+pub(crate) type LaneKey = (usize, usize, usize);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A handle as it is kept and compared.
+fn handle(number: usize) -> Handle {
+    number as Handle
+}
+
+impl Harvester {
+    /// The lane of `key`, made where it is missing.
+    pub(crate) fn lane(&self, key: LaneKey) -> &'static Lane {
+        let (context, stream, _) = key;
+        let new = || &*Box::leak(Box::new(Lane::new(context, stream, stream == STREAM_PER_THREAD)));
+        lock(&self.lanes).entry(key).or_insert_with(new)
+    }
+
+    /// Runs `launch` on the lane between events, alone or within a batch; the gate has let it through.
+    pub(crate) fn measured(
+        &self,
+        session: &Session,
+        lane: &'static Lane,
+        work: &Work,
+        admitted: Admitted,
+        launch: impl FnOnce() -> Status,
+    ) -> Status {
+        let dense = admitted.ahead >= DENSE && work.cost.is_known() && !work.blocks && !lane.own;
+        match lane.enter(work.cost, work.expected, dense) {
+            Entry::Alone => self.alone(session, lane, work, launch),
+            Entry::Opens => self.opening(session, lane, work, launch),
+            Entry::Joined => {
+                let status = launch();
+                self.leave(session, lane);
+                status
+            }
+        }
+    }
+
+    fn leave(&self, session: &Session, lane: &'static Lane) {
+        if lane.leave() {
+            self.finish(session, lane, Nanos::ZERO);
+        }
+    }
+
+    fn opening(
+        &self,
+        session: &Session,
+        lane: &'static Lane,
+        work: &Work,
+        launch: impl FnOnce() -> Status,
+    ) -> Status {
+        let before = session.now();
+        let Some(start) = self.record(lane) else {
+            lane.abandon();
+            return self.unmeasured(session, work.expected, launch);
+        };
+        self.open.fetch_add(1, Ordering::Relaxed);
+        lane.opened(start, work.cost, work.expected, before);
+        self.kick();
+        let status = launch();
+        self.leave(session, lane);
+        status
+    }
+
+    /// No event could be recorded (the stream may be gone): the launch counts with what is expected of it.
+    fn unmeasured(&self, session: &Session, expected: Nanos, launch: impl FnOnce() -> Status) -> Status {
+        let status = launch();
+        session.gate.settle(1, expected, if status.is_ok() { expected } else { Nanos::ZERO }, session.now());
+        self.kick();
+        status
+    }
+
+    fn alone(
+        &self,
+        session: &Session,
+        lane: &'static Lane,
+        work: &Work,
+        launch: impl FnOnce() -> Status,
+    ) -> Status {
+        let clock = Clock::of(work);
+        let before = clock.now(session);
+        let Some(start) = self.record(lane) else { return self.unmeasured(session, work.expected, launch) };
+        let status = launch();
+        if !status.is_ok() {
+            self.recycle(lane.context, start);
+            session.gate.leave(1, work.expected);
+            self.kick();
+            return status;
+        }
+        let launched = clock.now(session);
+        let end = self.record(lane);
+        let (gap, tail) = (launched.since(before), clock.now(session).since(launched));
+        let filled =
+            Filled { start, launches: 1, expected: work.expected, gap, tail, costs: vec![work.cost] };
+        self.hand_over(session, lane, filled, end);
+        status
+    }
+
+    /// Ends the filled batch of `lane`, after whose last launch nothing came for `idle`.
+    fn finish(&self, session: &Session, lane: &'static Lane, idle: Nanos) {
+        let before = session.now();
+        let end = self.record(lane);
+        let mut filled = lane.filled(before.since(idle));
+        filled.tail = idle + session.now().since(before);
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.hand_over(session, lane, filled, end);
+    }
+
+    fn hand_over(&self, session: &Session, lane: &'static Lane, filled: Filled, end: Option<usize>) {
+        let Some(end) = end else {
+            self.recycle(lane.context, filled.start);
+            session.gate.settle(filled.launches, filled.expected, filled.expected, session.now());
+            self.kick();
+            return;
+        };
+        self.outstanding.fetch_add(1, Ordering::SeqCst);
+        let mut inbox = lock(&self.inbox);
+        inbox.batches.push_back(Batch { context: lane.context, stream: lane.stream, filled, end });
+        self.notify(&mut inbox);
+    }
+
+    /// Makes the thread look again.
+    pub(crate) fn kick(&self) {
+        self.notify(&mut lock(&self.inbox));
+    }
+
+    fn notify(&self, inbox: &mut Inbox) {
+        inbox.kicked = true;
+        if inbox.sleeping {
+            self.wake.notify_one();
+        }
+    }
+
+    /// An event of the lane's context, recorded on its stream now.
+    fn record(&self, lane: &Lane) -> Option<usize> {
+        let event = self.event(lane.context)?;
+        if driver::record_event(handle(event), handle(lane.stream)).is_ok() {
+            return Some(event);
+        }
+        self.recycle(lane.context, event);
+        None
+    }
+
+    fn event(&self, context: usize) -> Option<usize> {
+        let pooled = lock(&self.events).get_mut(&context).and_then(Vec::pop);
+        pooled.or_else(|| {
+            in_context(context, || {
+                let mut event = core::ptr::null_mut();
+                driver::create_event(&mut event, EVENT_BLOCKING_SYNC).is_ok().then_some(event as usize)
+            })
+        })
+    }
+
+    fn recycle(&self, context: usize, event: usize) {
+        lock(&self.events).entry(context).or_default().push(event);
+    }
+
+    /// A stream's or context's work is about to be waited for: close the open batches of the present context, so that
+    /// their ends are measured without a gap.
+    pub(crate) fn close_current(&self, session: &Session) {
+        if self.open.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let context = current();
+        let lanes = self.lanes_where(|lane| lane.context == context && !lane.own);
+        self.close(session, &lanes, Nanos::ZERO);
+    }
+
+    fn lanes_where(&self, wanted: impl Fn(&Lane) -> bool) -> Vec<&'static Lane> {
+        lock(&self.lanes).values().copied().filter(|lane| wanted(lane)).collect()
+    }
+
+    fn close(&self, session: &Session, lanes: &[&'static Lane], idle: Nanos) {
+        for lane in lanes {
+            if lane.close() {
+                self.finish(session, lane, idle);
+            }
+        }
+    }
+
+    /// The stream is about to be destroyed.
+    pub(crate) fn forget_stream(&self, session: &Session, stream: usize) {
+        let lanes = self.lanes_where(|lane| lane.stream == stream);
+        self.close(session, &lanes, Nanos::ZERO);
+        lock(&self.lanes).retain(|(_, known, _), _| *known != stream);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// The context (0: which one is not known) is about to be destroyed: waits for what is measured in it.
+    pub(crate) fn drain(&self, session: &Session, context: usize) {
+        let lanes = self.lanes_where(|lane| (context == 0 || lane.context == context) && !lane.own);
+        for lane in lanes {
+            in_context(lane.context, || self.close(session, &[lane], Nanos::ZERO));
+        }
+        let deadline = Instant::now() + DRAIN;
+        let mut inbox = lock(&self.inbox);
+        while self.outstanding.load(Ordering::SeqCst) > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            inbox = self.drained.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The context is gone, and its streams and events with it.
+    pub(crate) fn forget_context(&self, context: usize) {
+        lock(&self.lanes).retain(|(known, ..), _| *known != context);
+        lock(&self.events).remove(&context);
+        self.generation.fetch_add(1, Ordering::Release);
+        let mut inbox = lock(&self.inbox);
+        inbox.retired.push(context);
+        self.notify(&mut inbox);
+    }
+
+    /// The harvester's thread. Ends when the driver does.
+    pub(crate) fn run(&self, session: &Session) {
+        // Without this a look at an event would invalidate a capture that another thread has begun.
+        let mut mode = CAPTURE_MODE_RELAXED;
+        driver::exchange_capture_mode(&mut mode);
+        let mut harvest = Harvest::new(self, session);
+        while harvest.step() {}
+    }
+}
+
+/// The context that is current in this thread, 0 for none.
+pub(crate) fn current() -> usize {
+    let mut context = core::ptr::null_mut();
+    if driver::current_context(&mut context).is_ok() { context as usize } else { 0 }
+}
+
+/// Runs `action` with `context` current.
+fn in_context<T>(context: usize, action: impl FnOnce() -> T) -> T {
+    let pushed = current() != context && driver::push_context(handle(context)).is_ok();
+    let result = action();
+    if pushed {
+        let mut popped = core::ptr::null_mut();
+        driver::pop_context(&mut popped);
+    }
+    result
+}

@@ -1,0 +1,149 @@
+//! What one process holds of GPU memory, by what it will be given back with.
+//!
+//! Pure bookkeeping: it asks nobody. Whatever a program frees twice or frees without having it changes nothing.
+
+use std::collections::{BTreeMap, HashMap};
+
+use gpu_share::units::Bytes;
+
+/// What memory is given back with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    /// An address.
+    Pointer(u64),
+    /// An array, or one with mipmaps.
+    Array(usize),
+}
+
+/// Memory that a handle stands for: it lives while it is referred to or mapped.
+#[derive(Debug)]
+struct Physical {
+    bytes: Bytes,
+    references: u32,
+    mappings: u32,
+}
+
+/// Everything that one process holds.
+#[derive(Debug, Default)]
+pub(crate) struct Holdings {
+    by_key: HashMap<Key, Bytes>,
+    physical: HashMap<u64, Physical>,
+    mapped: BTreeMap<u64, u64>,
+}
+
+impl Holdings {
+    /// `bytes` will be given back with `key`. Says what was known under it before, which can only have been lost.
+    pub(crate) fn insert(&mut self, key: Key, bytes: Bytes) -> Option<Bytes> {
+        self.by_key.insert(key, bytes)
+    }
+
+    /// What `key` gives back.
+    pub(crate) fn remove(&mut self, key: Key) -> Option<Bytes> {
+        self.by_key.remove(&key)
+    }
+
+    /// A new handle stands for `bytes`.
+    pub(crate) fn create(&mut self, handle: u64, bytes: Bytes) {
+        self.physical.insert(handle, Physical { bytes, references: 1, mappings: 0 });
+    }
+
+    /// The handle was handed out once more.
+    pub(crate) fn retain(&mut self, handle: u64) {
+        if let Some(physical) = self.physical.get_mut(&handle) {
+            physical.references = physical.references.saturating_add(1);
+        }
+    }
+
+    /// The handle was given back once; says what is free now.
+    pub(crate) fn release(&mut self, handle: u64) -> Option<Bytes> {
+        self.change(handle, |physical| physical.references = physical.references.saturating_sub(1))
+    }
+
+    /// The handle's memory is mapped at `address`.
+    pub(crate) fn map(&mut self, address: u64, handle: u64) {
+        if let Some(physical) = self.physical.get_mut(&handle) {
+            physical.mappings = physical.mappings.saturating_add(1);
+            self.mapped.insert(address, handle);
+        }
+    }
+
+    /// All mappings in `length` bytes from `address` are gone; says what is free now.
+    pub(crate) fn unmap(&mut self, address: u64, length: u64) -> Bytes {
+        let range = address..address.saturating_add(length);
+        let gone = self.mapped.range(range).map(|(address, handle)| (*address, *handle)).collect::<Vec<_>>();
+        gone.into_iter()
+            .filter_map(|(address, handle)| {
+                self.mapped.remove(&address);
+                self.change(handle, |physical| physical.mappings = physical.mappings.saturating_sub(1))
+            })
+            .sum()
+    }
+
+    fn change(&mut self, handle: u64, change: impl FnOnce(&mut Physical)) -> Option<Bytes> {
+        let physical = self.physical.get_mut(&handle)?;
+        change(physical);
+        if physical.references > 0 || physical.mappings > 0 {
+            return None;
+        }
+        self.physical.remove(&handle).map(|physical| physical.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pointer_gives_back_what_it_took_once() {
+        let mut holdings = Holdings::default();
+        holdings.insert(Key::Pointer(512), Bytes(100));
+        assert_eq!(holdings.remove(Key::Array(512)), None);
+        assert_eq!(holdings.remove(Key::Pointer(512)), Some(Bytes(100)));
+        assert_eq!(holdings.remove(Key::Pointer(512)), None);
+    }
+
+    #[test]
+    fn a_released_handle_keeps_its_memory_while_it_is_mapped() {
+        let mut holdings = Holdings::default();
+        holdings.create(7, Bytes::mib(2));
+        holdings.map(0x1000, 7);
+        holdings.map(0x9000, 7);
+        assert_eq!(holdings.release(7), None);
+        assert_eq!(holdings.unmap(0x1000, 0x1000), Bytes::ZERO);
+        assert_eq!(holdings.unmap(0x0, 0x10000), Bytes::mib(2));
+        assert_eq!(holdings.release(7), None);
+    }
+
+    #[test]
+    fn a_retained_handle_is_released_as_often() {
+        let mut holdings = Holdings::default();
+        holdings.create(7, Bytes(1));
+        holdings.retain(7);
+        assert_eq!(holdings.release(7), None);
+        assert_eq!(holdings.release(7), Some(Bytes(1)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_more_is_given_back_than_was_taken(
+            steps in proptest::collection::vec((0u8..6, 0u64..4, 0u64..6, 1u64..9), 0..200),
+        ) {
+            let mut holdings = Holdings::default();
+            let (mut taken, mut given) = (0, 0);
+            for (step, handle, address, bytes) in steps {
+                match step {
+                    0 if !holdings.physical.contains_key(&handle) => {
+                        holdings.create(handle, Bytes(bytes));
+                        taken += bytes;
+                    }
+                    1 => holdings.retain(handle),
+                    2 => given += holdings.release(handle).unwrap_or_default().0,
+                    3 if !holdings.mapped.contains_key(&address) => holdings.map(address, handle),
+                    4 => given += holdings.unmap(address, bytes).0,
+                    _ => {}
+                }
+                proptest::prop_assert!(given <= taken, "{given} of {taken}");
+            }
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Wrappers of stream-ordered memory. A pool is charged with what it keeps of the card (its reserved memory), not with
+//! what is asked of it: what a program frees stays in the pool until the pool gives it up.
+//!
+//! A pool that can't say what it keeps is charged by pointers, like other memory.
+
+use core::sync::atomic::Ordering;
+
+use gpu_share::units::Bytes;
+
+use super::holdings::Key;
+use super::{Memory, give_back, take_pointer};
+use crate::abi::{DevicePtr, Handle, POOL_RESERVED, POOL_USED, Status};
+use crate::driver;
+use crate::session::{Session, session};
+use crate::wrappers::wrappers;
+
+fn attribute(pool: usize, which: i32) -> Option<Bytes> {
+    let mut value = 0;
+    driver::pool_attribute(pool as Handle, which, &mut value).is_ok().then_some(Bytes(value))
+}
+
+/// The pool of the present context's device.
+fn current_pool() -> Option<usize> {
+    let (mut device, mut pool) = (0, core::ptr::null_mut());
+    let found = driver::current_device(&mut device).is_ok() && driver::device_pool(&mut pool, device).is_ok();
+    found.then_some(pool as usize)
+}
+
+/// What must be reserved before `bytes` are taken from a pool that keeps `reserved` and has given out `used` of it.
+fn missing(bytes: Bytes, reserved: Bytes, used: Bytes) -> Bytes {
+    bytes.saturating_sub(reserved.saturating_sub(used))
+}
+
+/// Takes `bytes` from `pool`.
+///
+/// # Safety
+/// `out` is what the driver was given to write a pointer to.
+unsafe fn take(pool: Option<usize>, bytes: usize, out: *mut DevicePtr, real: impl Fn() -> Status) -> Status {
+    let Some(session) = session() else { return real() };
+    let state =
+        pool.and_then(|pool| Some((pool, attribute(pool, POOL_RESERVED)?, attribute(pool, POOL_USED)?)));
+    let Some((pool, reserved, used)) = state else {
+        // SAFETY: the caller's promise.
+        return unsafe { take_pointer(bytes as u64, out, real) };
+    };
+    let missing = missing(Bytes(bytes as u64), reserved, used);
+    if !session.memory.reserve(session, missing) {
+        session.memory.settle_pools(session);
+        if !session.memory.reserve(session, missing) {
+            return Status::OUT_OF_MEMORY;
+        }
+    }
+    let status = real();
+    session.memory.charge_pool(session, pool, missing);
+    status
+}
+
+impl Memory {
+    /// Charges the pool with `more` that is reserved already, then with what it really keeps.
+    fn charge_pool(&self, session: &Session, pool: usize, more: Bytes) {
+        *self.account().pools.entry(pool).or_default() += more;
+        self.settle_pool(session, pool);
+    }
+
+    /// Corrects what the pool is charged with. More than the share has room for stays uncharged until there is room: it
+    /// is taken already.
+    fn settle_pool(&self, session: &Session, pool: usize) {
+        let Some(keeps) = attribute(pool, POOL_RESERVED) else { return };
+        let mut account = self.account();
+        let Some(charged) = account.pools.get_mut(&pool) else { return };
+        let (more, less) = (keeps.saturating_sub(*charged), charged.saturating_sub(keeps));
+        *charged = charged.saturating_sub(less);
+        drop(account);
+        self.free(session, less);
+        if more > Bytes::ZERO && self.reserve(session, more) {
+            *self.account().pools.entry(pool).or_default() += more;
+        }
+    }
+
+    /// Corrects what all pools are charged with.
+    pub(crate) fn settle_pools(&self, session: &Session) {
+        let pools = self.account().pools.keys().copied().collect::<Vec<_>>();
+        for pool in pools {
+            self.settle_pool(session, pool);
+        }
+    }
+
+    /// Work was waited for: pools may have given up what was freed before.
+    pub(crate) fn settle_freed(&self, session: &Session) {
+        if self.freed.load(Ordering::Relaxed) && self.freed.swap(false, Ordering::AcqRel) {
+            self.settle_pools(session);
+        }
+    }
+}
+
+/// Gives a pointer back to its pool, or what it is charged with where it is charged by itself.
+fn free(pointer: DevicePtr, real: impl FnOnce() -> Status) -> Status {
+    let status = give_back(Key::Pointer(pointer), real);
+    if let Some(session) = session() {
+        session.memory.freed.store(true, Ordering::Release);
+    }
+    status
+}
+
+fn destroy(pool: Handle, real: impl FnOnce() -> Status) -> Status {
+    let status = real();
+    if let Some(session) = session().filter(|_| status.is_ok()) {
+        let charged = session.memory.account().pools.remove(&(pool as usize));
+        session.memory.free(session, charged.unwrap_or_default());
+    }
+    status
+}
+
+fn settled(real: impl FnOnce() -> Status) -> Status {
+    let status = real();
+    if let Some(session) = session() {
+        session.memory.settle_pools(session);
+    }
+    status
+}
+
+wrappers! {
+    [cuMemAllocAsync, cuMemAllocAsync_ptsz](out: *mut DevicePtr, bytes: usize, stream: Handle) |real, per_thread| {
+        // SAFETY: it is the driver's own argument.
+        unsafe { take(current_pool(), bytes, out, real) }
+    }
+    [cuMemAllocFromPoolAsync, cuMemAllocFromPoolAsync_ptsz](
+        out: *mut DevicePtr, bytes: usize, pool: Handle, stream: Handle
+    ) |real, per_thread| {
+        // SAFETY: it is the driver's own argument.
+        unsafe { take(Some(pool as usize), bytes, out, real) }
+    }
+    [cuMemFreeAsync, cuMemFreeAsync_ptsz](pointer: DevicePtr, stream: Handle) |real, per_thread| {
+        free(pointer, real)
+    }
+    [cuMemFree_v2](pointer: DevicePtr) |real, per_thread| { free(pointer, real) }
+    [cuMemPoolDestroy](pool: Handle) |real, per_thread| { destroy(pool, real) }
+    [cuMemPoolTrimTo](pool: Handle, keep: usize) |real, per_thread| { settled(real) }
+    [cuMemPoolSetAttribute](pool: Handle, attribute: i32, value: Handle) |real, per_thread| { settled(real) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_pool_keeps_unused_is_not_reserved_again() {
+        assert_eq!(missing(Bytes(100), Bytes(0), Bytes(0)), Bytes(100));
+        assert_eq!(missing(Bytes(100), Bytes(300), Bytes(250)), Bytes(50));
+        assert_eq!(missing(Bytes(100), Bytes(300), Bytes(100)), Bytes::ZERO);
+        assert_eq!(missing(Bytes(100), Bytes(10), Bytes(50)), Bytes(100));
+    }
+}
