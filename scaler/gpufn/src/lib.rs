@@ -1,0 +1,23 @@
+//! The commands behind `gpufn`.
+//!
+//! # Layout
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`up`] | functions on this machine: provider and gateway API, replicas as processes, the control loop |
+//! | [`view`] | what `up` tells others about itself, as JSON |
+//! | [`top`] | the live table |
+//! | [`load`] | open-loop load from a trace |
+//! | [`demo`] | one GPU for four functions, against a GPU for each; the report |
+//! | [`stack`] | reads a `stack.yaml` as faas-cli does |
+//! | [`figures`] | measured figures with their bars, as every measuring command writes them |
+//!
+//! Start reading at [`up`].
+
+pub mod demo;
+pub mod figures;
+pub mod load;
+pub mod stack;
+pub mod top;
+pub mod up;
+pub mod view;

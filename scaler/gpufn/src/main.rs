@@ -1,0 +1,59 @@
+//! `gpufn`: the command people type. Reads the command line, runs one command, and turns its end into an exit code.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use gpufn::{demo, load, top, up};
+
+/// Many functions on one GPU, each with its own slice, resized while they run.
+#[derive(Debug, Parser)]
+#[command(name = "gpufn", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run functions on this machine behind the OpenFaaS gateway API; no cluster, no root, no GPU needed.
+    Up(up::Args),
+    /// Show what each function has, uses and needs, as it changes.
+    Top(top::Args),
+    /// Send requests to functions as a trace says, whether or not they keep up.
+    Load(load::Args),
+    /// Show the whole: one GPU for four functions, against a GPU for each.
+    Demo(demo::Args),
+    /// Print the completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Exit code for bad usage or configuration (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not mistakes; either way the text is clap's.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let ended = match cli.command {
+        Command::Up(args) => up::run(args),
+        Command::Top(args) => top::run(args),
+        Command::Load(args) => load::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "gpufn", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    ended.unwrap_or_else(|error| {
+        eprintln!("gpufn: {error:#}");
+        if error.is::<gpu_share::annotations::Invalid>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+    })
+}
