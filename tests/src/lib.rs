@@ -1,0 +1,22 @@
+//! What the end-to-end tests need to start the real programs and to look at them from outside: processes, the gateway
+//! API, the node agent's control API, load, and the recorded calls of `faas-cli`.
+//!
+//! It knows the programs by their files, sockets and JSON only, never by their crates, so that it fails when what
+//! others see changes.
+// A harness reports by panicking: its caller is always a test.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
+
+pub mod control;
+pub mod function;
+pub mod gateway;
+pub mod http;
+pub mod judge;
+pub mod load;
+pub mod local;
+pub mod node;
+pub mod overview;
+pub mod process;
+pub mod processors;
+pub mod programs;
+pub mod transcripts;
+pub mod wait;

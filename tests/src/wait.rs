@@ -1,0 +1,18 @@
+//! Waiting for a condition of another process, never longer than a deadline.
+
+use std::time::{Duration, Instant};
+
+/// Time between two looks.
+const PERIOD: Duration = Duration::from_millis(20);
+
+/// Looks until `look` gives something; fails the test after `patience`, naming `what` was waited for.
+pub async fn until<T>(what: &str, patience: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(start.elapsed() < patience, "waited {patience:?} in vain for {what}");
+        tokio::time::sleep(PERIOD).await;
+    }
+}
