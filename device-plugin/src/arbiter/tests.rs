@@ -180,11 +180,11 @@ fn a_client_alone_gets_its_ceiling_and_no_more() {
 }
 
 #[test]
-fn a_client_alone_with_a_full_ceiling_is_never_revoked() {
+fn a_client_alone_with_a_full_ceiling_is_revoked_only_to_say_what_it_used() {
     let mut row = Row::new().client(terms(20, 100), MS, FOREVER);
     row.run_until(Nanos::from_secs(5));
-    assert_eq!((row.arbiter.tally().holds, row.arbiter.tally().revocations), (1, 0));
-    assert_eq!(row.arbiter.deadline(row.now), None);
+    let Tally { holds, revocations, .. } = row.arbiter.tally();
+    assert!((45..=51).contains(&holds) && revocations <= holds, "{holds} holds, {revocations} revocations");
 }
 
 #[test]
