@@ -126,9 +126,6 @@ fn start(platform: &Arc<Platform>, function: &Arc<Function>, spec: Arc<Spec>, no
     let instance = format!("{}-{:06x}", spec.id.name, rand::random::<u32>() & 0xff_ffff);
     let replica = Arc::new(Replica::new(&instance, spec.generation, now));
     function.add_replica(replica.clone());
-    if function.counters.started.fetch_add(1, Relaxed) >= function.counters.initial.load(Relaxed) {
-        function.counters.cold_starts.fetch_add(1, Relaxed);
-    }
     let life = Life { platform: platform.clone(), function: function.clone(), spec, replica };
     platform.tasks.spawn(async move { life.run().await });
 }
@@ -168,6 +165,7 @@ impl Life {
             Ok(env) => env,
             Err(end) => return end,
         };
+        self.count();
         let order = Launch {
             spec: self.spec.clone(),
             instance: self.replica.instance.clone(),
@@ -216,6 +214,14 @@ impl Life {
         let memory = memory.unwrap_or_else(|| self.platform.gpu_memory());
         *self.replica.lease() = Some(Lease::new(binding, memory, self.platform.clock.now()));
         Ok(env)
+    }
+
+    /// Counts a replica that has its share and starts now; one that waits for room has not started.
+    fn count(&self) {
+        let counters = &self.function.counters;
+        if counters.started.fetch_add(1, Relaxed) >= counters.initial.load(Relaxed) {
+            counters.cold_starts.fetch_add(1, Relaxed);
+        }
     }
 
     /// Asks `/_/ready` until it says yes.
