@@ -3,7 +3,8 @@
 //! Owns the vocabulary between whoever runs a policy and the policy itself. It carries nothing out: a decision names
 //! what is wanted, and the next view tells what came of it.
 
-use gpu_share::annotations::{Invalid, Wish};
+use gpu_share::annotations::Wish;
+use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
 use gpu_share::share::Share;
 use gpu_share::units::{Bytes, Nanos, Quota};

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 use http::uri::PathAndQuery;
 
 use crate::gpu::GpuConfig;

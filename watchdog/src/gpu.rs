@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gpu_share::annotations::Invalid;
 use gpu_share::binding::{Binding, BindingId};
+use gpu_share::invalid::Invalid;
 use gpu_share::names::env;
 use gpu_share::page::{self, Snapshot};
 use gpu_share::protocol::{FromContainer, MAX_LINE, ToContainer};

@@ -1,6 +1,6 @@
 //! How a function is spoken to. Owns the names of the modes; what a mode does is in its own module.
 
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 
 pub(crate) mod http;
 

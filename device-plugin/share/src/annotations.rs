@@ -8,35 +8,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::invalid::Invalid;
 use crate::latency::Profiles;
 use crate::names::annotation;
 use crate::share::Share;
 use crate::units::{Bytes, Nanos, Quota, SmShare};
-
-/// A value from outside that is not allowed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {value:?}, allowed is {allowed}")]
-pub struct Invalid {
-    field: String,
-    value: String,
-    allowed: String,
-}
-
-impl Invalid {
-    /// `field` is `value`, but only `allowed` is.
-    #[allow(clippy::needless_pass_by_value)] // Callers hand over what they format on the spot.
-    pub fn new(field: impl Into<String>, value: impl ToString, allowed: impl Into<String>) -> Self {
-        // A value from outside may be long; the line stays readable.
-        let value = value.to_string().chars().take(80).collect();
-        Self { field: field.into(), value, allowed: allowed.into() }
-    }
-
-    /// The same complaint about `field`, for callers that know the field by another name.
-    #[must_use]
-    pub fn in_field(self, field: &str) -> Self {
-        Self { field: field.into(), ..self }
-    }
-}
 
 /// Which scaling a function allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::annotations::Invalid;
+use crate::invalid::Invalid;
 use crate::share::Share;
 use crate::units::{Area, Bytes, Quota};
 

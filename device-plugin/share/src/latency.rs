@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::annotations::Invalid;
+use crate::invalid::Invalid;
 use crate::units::{Nanos, SmShare};
 
 /// The profiles that gpufn ships, measured on a V100 (see the head of the file for the sources).

@@ -14,6 +14,7 @@
 //! | [`quota`] | the periodic server: who may run now, and when work is done |
 //! | [`latency`] | latency of a model over SM share and batch |
 //! | [`annotations`] | what a function asks for, read from its annotations |
+//! | [`invalid`] | what a wrong value from outside is refused with |
 //! | [`protocol`] | messages between containers, node agent and whoever controls it |
 //! | [`page`] | layout of the file through which arbiter, watchdog and hook talk |
 //! | [`names`] | names that others see |
@@ -22,6 +23,7 @@
 
 pub mod annotations;
 pub mod binding;
+pub mod invalid;
 pub mod latency;
 pub mod ledger;
 pub mod names;

@@ -14,8 +14,8 @@
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::annotations::Invalid;
 use crate::binding::BindingId;
+use crate::invalid::Invalid;
 use crate::units::{Bytes, Nanos, Quota, SmShare};
 
 #[cfg(feature = "mapping")]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::annotations::Invalid;
+use crate::invalid::Invalid;
 use crate::units::{Area, Bytes, Quota, SmShare, Units};
 
 /// SM share, quota (floor and ceiling) and memory of one container on one GPU.

@@ -10,7 +10,7 @@ use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::annotations::Invalid;
+use crate::invalid::Invalid;
 
 /// Part of the streaming multiprocessors of one GPU, 1 to 100 %.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 
 use self::report::{Observed, Report};
 use self::run::{Setup, say};

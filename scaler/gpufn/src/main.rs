@@ -54,6 +54,6 @@ fn main() -> ExitCode {
     };
     ended.unwrap_or_else(|error| {
         eprintln!("gpufn: {error:#}");
-        if error.is::<gpu_share::annotations::Invalid>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+        if error.is::<gpu_share::invalid::Invalid>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
     })
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::serve::ListenerExt as _;
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
 use gpu_share::names;
 use gpu_share::protocol::NodeStatus;

@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use gpu_share::annotations::{Invalid, Slo, Wish};
+use gpu_share::annotations::{Slo, Wish};
+use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
 use gpu_share::units::Bytes;
 use serde::Serialize;

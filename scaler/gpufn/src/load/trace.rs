@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 
 /// The scenarios that gpufn ships.
 const SHIPPED: [&str; 2] =

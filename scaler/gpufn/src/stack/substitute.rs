@@ -3,7 +3,7 @@
 //! faas-cli substitutes before it reads the YAML; so does this. The forms that cut and replace text are refused, not
 //! passed through.
 
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 
 const ALLOWED: &str = "${NAME}, ${NAME:-default} or ${NAME-default}";
 

@@ -11,7 +11,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use base64::Engine as _;
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use super::gateway::{self, Call};

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 
 /// The namespace of functions that name none.
 pub(crate) const DEFAULT_NAMESPACE: &str = "openfaas-fn";

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 
 use super::deployment::Map;
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
 use gpu_share::protocol::NodeStatus;
 use gpu_share::units::{Bytes, Nanos};

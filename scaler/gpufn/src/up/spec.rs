@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use gpu_share::annotations::{Invalid, Replicas, Wish};
+use gpu_share::annotations::{Replicas, Wish};
+use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
 use gpu_share::names::annotation;
 use gpu_share::units::{Bytes, Nanos};

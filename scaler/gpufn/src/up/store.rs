@@ -32,7 +32,7 @@ pub(crate) enum StoreError {
     #[error("{0} not found")]
     Missing(&'static str),
     #[error(transparent)]
-    Invalid(#[from] gpu_share::annotations::Invalid),
+    Invalid(#[from] gpu_share::invalid::Invalid),
     #[error("failed to write: {0}")]
     Io(#[from] std::io::Error),
 }
@@ -137,7 +137,7 @@ impl Store {
         }
         let value = if secret.value.is_empty() {
             let raw = base64::engine::general_purpose::STANDARD.decode(&secret.raw_value);
-            raw.map_err(|_| gpu_share::annotations::Invalid::new("rawValue", "not base64", "base64"))?
+            raw.map_err(|_| gpu_share::invalid::Invalid::new("rawValue", "not base64", "base64"))?
         } else {
             secret.value.clone().into_bytes()
         };

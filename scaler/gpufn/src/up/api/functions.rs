@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 use http::StatusCode;
 use serde::Deserialize;
 

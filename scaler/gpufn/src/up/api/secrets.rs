@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use bytes::Bytes;
-use gpu_share::annotations::Invalid;
+use gpu_share::invalid::Invalid;
 use http::StatusCode;
 
 use super::functions::Which;
