@@ -120,8 +120,7 @@ impl Chart<'_> {
         let (low, high) = match self.scale {
             Scale::Linear => (0.0, nice_above(largest)),
             Scale::Count => (0.0, largest.ceil().max(2.0)),
-            // Room above, so that a rule near the top has a place for its name.
-            Scale::Log => (1.0, nice_above(1.4 * largest.max(100.0))),
+            Scale::Log => (1.0, nice_above(largest.max(100.0))),
         };
         Frame { seconds: self.seconds.max(1.0), low, high, scale: self.scale, size: self.size }
     }
@@ -213,9 +212,9 @@ fn draw_rule(svg: &mut String, frame: &Frame, value: f64, name: &str) {
         return;
     }
     let (y, right) = (frame.y(value), frame.size.0 - RIGHT);
-    let _ = write!(svg, "<line class=\"rule\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>");
-    let (x, y) = (right - 2.0, y - 4.0);
-    let _ = write!(svg, "<text class=\"end rule-name\" x=\"{x}\" y=\"{y:.1}\">{}</text>", escape(name));
+    let place = format!("x1=\"{LEFT}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"");
+    // Its name is in the function's head and shown on hovering: as text here it would lie on the lines.
+    let _ = write!(svg, "<line class=\"rule\" {place}><title>{}</title></line>", escape(name));
 }
 
 /// The last value at or before `at`.
