@@ -2,9 +2,10 @@
 
 CARGO ?= cargo
 PROFILE_DIR := target/release
+FUZZ_SECONDS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint deny bench clean-state
+.PHONY: help build demo bench figures fuzz test lint deny clean-state
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +15,22 @@ build: ## build all programs and libraries for running (release)
 
 demo: build ## one simulated GPU for four functions against a GPU for each; report in target/demo (FULL=1: unshortened)
 	$(PROFILE_DIR)/gpufn demo $(if $(FULL),--full) $(if $(DATA),--data $(DATA))
+
+bench: ## what sharing costs, measured with the real programs: latencies, quotas, the hook (QUICK=1: shorter)
+	$(CARGO) build --release --locked --workspace
+	$(CARGO) test --release --locked --package cuda-hook --lib --no-run
+	$(PROFILE_DIR)/bench $(if $(QUICK),--quick)
+
+figures: ## collect what demo and bench measured into docs/figures.md
+	$(CARGO) run --release --locked --quiet --package tests --bin figures
+
+fuzz: ## feed each parser of outside input for FUZZ_SECONDS (20); needs the nightly toolchain, installs cargo-fuzz
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked --quiet cargo-fuzz --version 0.13.2
+	@cd tests && for target in $$($(CARGO) +nightly fuzz list); do \
+		echo "fuzz $$target" && mkdir -p fuzz/corpus/$$target && \
+		$(CARGO) +nightly fuzz run --target-dir $(CURDIR)/target/fuzz $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -verbosity=0 -print_final_stats=1 || exit 1; \
+	done
 
 test: lint ## lint, then all tests (debug build)
 	$(CARGO) build --locked --workspace
@@ -26,7 +43,7 @@ lint: ## formatting, clippy, documentation, all without a warning
 
 deny: ## licences, sources and bans of the dependencies (installs cargo-deny if it is not there)
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --quiet cargo-deny --version 0.20.2
-	$(CARGO) deny --log-level error check --config .deny.toml bans licenses sources
+	$(CARGO) deny --log-level error --config .deny.toml check bans licenses sources
 
 clean-state: ## remove what `gpufn up` left in this folder
 	rm -rf .gpufn

@@ -3,7 +3,7 @@
 //!
 //! It knows the programs by their files, sockets and JSON only, never by their crates, so that it fails when what
 //! others see changes.
-// A harness reports by panicking: its caller is always a test.
+// A harness reports by panicking: its caller is always a test or a measurement.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 pub mod control;

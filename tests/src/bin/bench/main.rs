@@ -1,0 +1,108 @@
+//! `bench`: what sharing costs, measured with the real programs on a simulated GPU, side by side in one run.
+//!
+//! Reads the command line, runs the measurements, and writes and prints their figures. It judges nothing but the bars,
+//! and excuses nothing: a figure that a busy machine spoils is not ok.
+
+mod hook;
+mod latency;
+mod quota;
+mod wake;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use gpufn::figures::{Figures, Machine};
+use tests::load::median;
+use tests::local::Local;
+
+/// Exit code for bad usage (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+
+/// Measure what sharing a GPU costs; build the workspace in release first, or call `make bench`.
+#[derive(Debug, Parser)]
+#[command(name = "bench", version)]
+struct Cli {
+    /// Fewer and shorter rounds: for a look, not for the record.
+    #[arg(long)]
+    quick: bool,
+    /// Folder for bench.json.
+    #[arg(long, value_name = "FOLDER", default_value = "target/figures")]
+    out: PathBuf,
+}
+
+/// How much is measured. Each figure is the median of the rounds.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    rounds: usize,
+    /// Requests to each target in a round of latencies.
+    requests: usize,
+    /// Time over which GPU time is counted.
+    window: Duration,
+}
+
+impl Effort {
+    fn new(quick: bool) -> Self {
+        if quick {
+            Self { rounds: 3, requests: 300, window: Duration::from_secs(3) }
+        } else {
+            Self { rounds: 5, requests: 1000, window: Duration::from_secs(10) }
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not mistakes; either way the text is clap's.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(&cli) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all bars are kept.
+fn run(cli: &Cli) -> Result<bool> {
+    if cfg!(debug_assertions) {
+        eprintln!("bench: this is a debug build; its figures say nothing about a release build");
+    }
+    // One thread, so that no other thread of this program takes a processor from what is measured.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let figures = runtime.block_on(measure(Effort::new(cli.quick)))?;
+    let path = figures.write(&cli.out).with_context(|| cli.out.display().to_string())?;
+    println!("\n{}\n{}", figures.table(), path.display());
+    Ok(figures.all_ok())
+}
+
+async fn measure(effort: Effort) -> Result<Figures> {
+    let fast_path = hook::fast_path(effort.rounds)?;
+    let local = Local::up().start().await;
+    let gpu = local.gateway().overview().await.gpus.first().map(|gpu| gpu.name.clone());
+    let mut figures = latency::added(&local, effort).await?;
+    figures.push(wake::wake(&local, effort.rounds).await?);
+    local.stop().await;
+    figures.push(quota::alone(effort).await?);
+    figures.push(quota::contending(effort).await?);
+    figures.push(quota::grant_change(effort.rounds).await?);
+    figures.push(fast_path);
+    Ok(Figures { name: "bench", figures, machine: Machine::here(gpu.unwrap_or_default()) })
+}
+
+/// The median of one value for each round, and how it came about: `how`, and what the rounds had.
+fn of_rounds(what: &str, rounds: &[f64], unit: &str, how: &str) -> Result<(f64, String)> {
+    let value = median(rounds.iter().copied()).context("no round was measured")?;
+    let each = rounds.iter().map(|&round| gpufn::figures::short(round)).collect::<Vec<_>>().join(", ");
+    println!("{what}: {each} {unit}");
+    Ok((value, format!("{how}; median of {} rounds: {each}", rounds.len())))
+}
