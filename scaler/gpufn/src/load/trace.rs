@@ -12,7 +12,7 @@ const SHIPPED: [&str; 2] =
 
 const HEAD: &str = "trace,shape,step,start_s,duration_s,rps";
 
-/// Longest step and highest rate that a file may ask for: a day, and far more than one process can send.
+/// Longest step and highest rate that a file or a transform may ask for: a day, and far more than one process can send.
 const MOST_SECONDS: f64 = 86_400.0;
 const MOST_RPS: f64 = 100_000.0;
 
@@ -124,16 +124,21 @@ impl Trace {
             Invalid::new("transform", transform, "shift=SECONDS, scale=FACTOR (0 to 1000), invert or burst")
         };
         let number = |text: &str| text.parse::<f64>().ok().filter(|n| n.is_finite());
-        match transform.split_once('=') {
-            None if transform == "invert" => Ok(self.inverted()),
-            None if transform == "burst" => Ok(self.burst()),
-            Some(("shift", seconds)) => Ok(self.shifted(number(seconds).ok_or_else(bad)?)),
+        let changed = match transform.split_once('=') {
+            None if transform == "invert" => self.inverted(),
+            None if transform == "burst" => self.burst(),
+            Some(("shift", seconds)) => self.shifted(number(seconds).ok_or_else(bad)?),
             Some(("scale", factor)) => {
                 let factor = number(factor).filter(|factor| (0.0..=1000.0).contains(factor));
-                Ok(self.scaled(factor.ok_or_else(bad)?))
+                self.scaled(factor.ok_or_else(bad)?)
             }
-            _ => Err(bad()),
+            _ => return Err(bad()),
+        };
+        if changed.segments.iter().any(|segment| segment.from.max(segment.to) > MOST_RPS) {
+            let allowed = format!("what keeps every rate at most {MOST_RPS} requests a second");
+            return Err(Invalid::new("transform", transform, allowed));
         }
+        Ok(changed)
     }
 
     fn each(&self, change: impl Fn(Segment) -> Segment) -> Self {
@@ -293,6 +298,8 @@ mod tests {
             assert!(traces.find(spec).is_err(), "{spec}");
         }
         assert!(traces.find("has-standard:shift=20:invert:scale=0.5").is_ok());
+        let chain = format!("has-standard{}", ":scale=1000".repeat(120));
+        assert!(traces.find(&chain).is_err(), "a chain of transforms must not make a rate infinite");
     }
 
     fn any_trace() -> impl Strategy<Value = Trace> {
