@@ -124,22 +124,9 @@ fn comparison(report: &Report) -> String {
 }
 
 fn row(name: &str, run: &Run, class: &str, row: &Row) -> String {
-    let ms = |value: Option<f64>| value.map_or_else(|| "–".into(), short);
-    let cells = [
-        row.requests.to_string(),
-        row.failed.to_string(),
-        short(row.late_percent),
-        ms(row.p50_ms),
-        ms(row.p95_ms),
-        ms(row.p99_ms),
-        short(row.reserved_gpu_seconds),
-        short(row.used_gpu_seconds),
-        format!("{:.4}", row.cost_per_1000),
-        row.vertical.to_string(),
-        row.horizontal.to_string(),
-        row.cold_starts.to_string(),
-        format!("{} / {}", row.parks, row.wakes),
-    ];
+    let mut cells = vec![row.requests.to_string(), row.failed.to_string()];
+    cells.extend(row.measured("–"));
+    cells.push(format!("{} / {}", row.parks, row.wakes));
     let kind = match (name.is_empty(), row.function == "total") {
         (false, false) => "first",
         (false, true) => "first total",

@@ -165,24 +165,29 @@ impl Report {
 }
 
 fn cells(name: &str, run: &str, row: &Row) -> Vec<String> {
-    let ms = |value: Option<f64>| value.map_or_else(|| "-".into(), short);
-    vec![
-        name.into(),
-        run.into(),
-        row.requests.to_string(),
-        short(row.late_percent),
-        ms(row.p50_ms),
-        ms(row.p95_ms),
-        ms(row.p99_ms),
-        short(row.reserved_gpu_seconds),
-        short(row.used_gpu_seconds),
-        format!("{:.4}", row.cost_per_1000),
-        row.vertical.to_string(),
-        row.horizontal.to_string(),
-        row.cold_starts.to_string(),
-        row.parks.to_string(),
-        row.wakes.to_string(),
-    ]
+    let mut cells = vec![name.into(), run.into(), row.requests.to_string()];
+    cells.extend(row.measured("-"));
+    cells.extend([row.parks.to_string(), row.wakes.to_string()]);
+    cells
+}
+
+impl Row {
+    /// What terminal and page show alike, from the late share to the cold starts; `none` where nothing was measured.
+    pub(super) fn measured(&self, none: &str) -> [String; 10] {
+        let ms = |value: Option<f64>| value.map_or_else(|| none.into(), short);
+        [
+            short(self.late_percent),
+            ms(self.p50_ms),
+            ms(self.p95_ms),
+            ms(self.p99_ms),
+            short(self.reserved_gpu_seconds),
+            short(self.used_gpu_seconds),
+            format!("{:.4}", self.cost_per_1000),
+            self.vertical.to_string(),
+            self.horizontal.to_string(),
+            self.cold_starts.to_string(),
+        ]
+    }
 }
 
 impl Run {
