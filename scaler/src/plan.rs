@@ -87,23 +87,6 @@ impl Problem<'_> {
         queue.wait_quantile(FORECAST_PART + (1.0 - FORECAST_PART) * percentile) + bound.secs_f64()
     }
 
-    /// Requests a second that replicas granted `quotas` sustain, found by bisection.
-    pub fn capacity(&self, quotas: &[Quota], arrival_scv: f64) -> f64 {
-        let holds = |rate: f64| self.feasible(quotas, Load { rate, arrival_scv });
-        if !holds(1e-3) {
-            return 0.0;
-        }
-        let (mut least, mut most) = (1e-3, 1.0);
-        while holds(most) && most < 1e7 {
-            (least, most) = (most, most * 2.0);
-        }
-        for _ in 0..40 {
-            let middle = 0.5 * (least + most);
-            if holds(middle) { least = middle } else { most = middle }
-        }
-        least
-    }
-
     /// The smallest quota of the grid with which replicas that can have at most `caps` bear `load`, `None` if none.
     ///
     /// A larger quota is never worse, so the grid (floor, then every 5 %, then the ceiling) is searched by halving.

@@ -38,19 +38,6 @@ impl Surface {
         };
         Nanos::from_secs_f64(seconds)
     }
-
-    /// The smallest SM share from which on more of them save less than `tolerance` (a fraction) of the time.
-    pub fn knee(&self, batch: u32, tolerance: f64) -> SmShare {
-        let best = (1..=100).map(|sm| self.at_percent(sm, batch)).min().unwrap_or_default();
-        (1..=100)
-            .find(|&sm| self.at_percent(sm, batch).secs_f64() <= best.secs_f64() * (1.0 + tolerance))
-            .and_then(|sm| SmShare::from_percent(sm).ok())
-            .unwrap_or(SmShare::WHOLE)
-    }
-
-    fn at_percent(&self, sm: u8, batch: u32) -> Nanos {
-        SmShare::from_percent(sm).map_or(Nanos::ZERO, |sm| self.gpu_time(sm, batch))
-    }
 }
 
 /// Value at `x`, linear between the neighbours in `row`, constant beyond its ends.
@@ -142,7 +129,6 @@ mod tests {
         assert_eq!(surface.gpu_time(sm(5), 1), Nanos::from_millis(20));
         assert_eq!(surface.gpu_time(sm(90), 1), Nanos::from_millis(10));
         assert_eq!(surface.gpu_time(sm(20), 8), Nanos::from_millis(50));
-        assert_eq!(surface.knee(1, 0.05), sm(20));
     }
 
     #[test]

@@ -1,10 +1,4 @@
-//! Every name that others see: resources, labels, annotations, environment, paths, ports.
-
-/// Domain of all resource, label and annotation names.
-pub const DOMAIN: &str = "gpufn.dev";
-
-/// Extended resource that the kubelet counts, in units.
-pub const RESOURCE_GPU: &str = "gpufn.dev/gpu";
+//! Every name that others see: annotations, environment, paths.
 
 /// Annotations on a function.
 pub mod annotation {
@@ -31,9 +25,6 @@ pub mod annotation {
     /// Written back: UUID of the GPU.
     pub const GPU: &str = "gpufn.dev/gpu";
 }
-
-/// Label that opts a function in.
-pub const LABEL_ENABLED: &str = "gpufn.dev/enabled";
 
 /// Environment of a container that has a share.
 pub mod env {

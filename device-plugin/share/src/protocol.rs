@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::binding::{Binding, BindingId, GpuId, Owner};
+use crate::binding::{Binding, BindingId, Owner};
 use crate::ledger::Gpu;
 use crate::share::Share;
 use crate::units::{Bytes, Nanos, Quota, Units};
@@ -221,13 +221,6 @@ pub enum Event {
         binding: BindingId,
         /// The process.
         pid: u32,
-    },
-    /// A GPU's health changed.
-    Health {
-        /// Which GPU.
-        gpu: GpuId,
-        /// Whether it can be used.
-        healthy: bool,
     },
 }
 

@@ -98,11 +98,6 @@ impl QuotaServer {
         self.quota
     }
 
-    /// What was used beyond the supply and is not repaid yet.
-    pub fn debt(&self) -> Nanos {
-        saturating_nanos(-self.credit / SCALE)
-    }
-
     /// What one window supplies.
     fn supply(&self) -> i128 {
         i128::from(self.window.0) * i128::from(self.quota.ppm())
@@ -213,7 +208,7 @@ mod tests {
         let mut server = QuotaServer::new(quota(10), WINDOW, Nanos::ZERO);
         server.begin(Nanos::ZERO);
         server.end(Nanos::from_millis(50), Nanos::from_millis(50));
-        assert_eq!(server.debt(), Nanos::from_millis(44));
+        // It has used 50 ms, got 1 ms at the start and 5 ms since, and starts again with 1 ms.
         let Verdict::WaitUntil(then) = server.ask(Nanos::from_millis(50)) else { panic!("it must wait") };
         assert_eq!(then, Nanos::from_millis(50 + 450));
     }

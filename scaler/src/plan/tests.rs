@@ -45,21 +45,22 @@ fn an_objective_out_of_reach_is_planned_by_utilisation() {
     assert_eq!(problem.level(&[percent(100)], poisson(20.0)), Some(percent(60)));
 }
 
-#[test]
-fn capacity_is_where_feasibility_ends() {
-    let (estimate, share) = (estimate(20), share(10, 100));
-    let problem = problem(&estimate, &share, slo(100));
-    let quotas = [percent(70), percent(70)];
-    let capacity = problem.capacity(&quotas, 1.0);
-    assert!(problem.feasible(&quotas, poisson(capacity * 0.999)));
-    assert!(!problem.feasible(&quotas, poisson(capacity * 1.001)));
+/// Requests a second that replicas granted `quotas` sustain, by bisection.
+fn capacity(problem: &Problem<'_>, quotas: &[Quota]) -> f64 {
+    let (mut least, mut most) = (0.0, 1e4);
+    for _ in 0..40 {
+        let middle = 0.5 * (least + most);
+        if problem.feasible(quotas, poisson(middle)) { least = middle } else { most = middle }
+    }
+    least
 }
 
 #[test]
 fn what_one_replica_cannot_bear_takes_the_fewest_that_can() {
     let (estimate, share) = (estimate(20), share(10, 100));
     let problem = problem(&estimate, &share, slo(100));
-    let one = problem.capacity(&[percent(100)], 1.0);
+    let one = capacity(&problem, &[percent(100)]);
+    assert!((20.0..45.0).contains(&one), "20 ms each, at most 90 % busy: {one}/s");
     assert_eq!(problem.cheapest(&[], 1..=8, poisson(one * 0.99)).unwrap().replicas, 1);
     assert_eq!(problem.cheapest(&[], 1..=8, poisson(one * 1.1)).unwrap().replicas, 2);
     assert_eq!(problem.cheapest(&[], 1..=1, poisson(one * 1.1)), None);

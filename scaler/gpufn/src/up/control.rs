@@ -306,8 +306,6 @@ fn on_event(platform: &Platform, event: &Event) {
                 follow(platform, function, replica, *grant);
             }
         }
-        Event::Health { gpu, healthy: false } => tracing::error!(%gpu, "A GPU cannot be used any more."),
-        Event::Health { gpu, healthy: true } => tracing::info!(%gpu, "A GPU can be used again."),
         Event::Attached { .. } | Event::Detached { .. } => {}
     }
 }
