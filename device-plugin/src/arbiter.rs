@@ -79,8 +79,8 @@ pub enum Event {
     Leave(BindingId),
     /// One of its processes has work and no right to run.
     Want(BindingId, ProcessId),
-    /// A process has nothing on the GPU any more, having used so much under its present right.
-    Yield(BindingId, ProcessId, Nanos),
+    /// A process has nothing on the GPU any more, having used so much under its present right; whether it has more work.
+    Yield(BindingId, ProcessId, Nanos, bool),
     /// A process is gone.
     Gone(BindingId, ProcessId),
     /// Time passed.
@@ -184,7 +184,7 @@ impl Arbiter {
             Event::Resize(id, terms) => self.resize(&id, terms, now),
             Event::Leave(id) => self.leave(&id, now),
             Event::Want(id, process) => self.want(&id, process, now),
-            Event::Yield(id, process, used) => self.give_back(&id, process, Some(used), now),
+            Event::Yield(id, process, used, more) => self.yielded(&id, process, used, more, now),
             Event::Gone(id, process) => self.gone(&id, process, now),
             Event::Tick => {}
         }
@@ -265,6 +265,22 @@ impl Arbiter {
             member.begin_wait(self.row_borrowed, now);
         }
         member.wanting.insert(process);
+    }
+
+    fn yielded(&mut self, id: &BindingId, process: ProcessId, used: Nanos, more: bool, now: Nanos) {
+        let holders = self.hold.as_ref().map(|hold| &hold.holders);
+        let ends_hold = holders.is_some_and(|holders| holders.len() == 1 && holders.contains(&process));
+        if more
+            && ends_hold
+            && let Some(member) = self.members.get_mut(id)
+        {
+            // It waits before the hold ends, and is a candidate for the next one.
+            member.wanting.insert(process);
+        }
+        self.give_back(id, process, Some(used), now);
+        if more && !ends_hold {
+            self.want(id, process, now);
+        }
     }
 
     /// `used` is `None` for a process that can't say.

@@ -61,6 +61,8 @@ pub struct Report {
     pub launches: u64,
     /// Time that its threads waited for the right.
     pub throttled: Nanos,
+    /// It has more work.
+    pub more: bool,
 }
 
 /// What a process may hold after asking for more memory.
@@ -222,8 +224,14 @@ impl Node {
             account.throttled += report.throttled;
             let right = account.rights[slot];
             if Slot::is_held(report.right) && [report.right, report.right.wrapping_add(1)].contains(&right) {
-                self.arbitrate_id(&id, arbiter::Event::Yield(id.clone(), process, report.used), now);
+                let event = arbiter::Event::Yield(id.clone(), process, report.used, report.more);
+                self.arbitrate_id(&id, event, now);
+            } else if report.more {
+                self.arbitrate_id(&id, arbiter::Event::Want(id.clone(), process), now);
             }
+        }
+        if report.more {
+            self.wake_if_wanted(&id, now);
         }
         self.take_effects()
     }

@@ -153,8 +153,8 @@ impl Owner {
         let now = monotonic();
         let effects = match line {
             FromContainer::Want => self.node.want(process, now),
-            FromContainer::Yield { right, used, launches, throttled } => {
-                self.node.give_back(process, &Report { right, used, launches, throttled }, now)
+            FromContainer::Yield { right, used, launches, throttled, more } => {
+                self.node.give_back(process, &Report { right, used, launches, throttled, more }, now)
             }
             FromContainer::Free { bytes } => {
                 self.node.free(process, bytes);

@@ -12,7 +12,7 @@
 //!  │ want                                 │  the page's slot turns odd: the right is held
 //!  │ ───────────────────────────────────► │
 //!  │       (launches; no message at all)  │
-//!  │ yield {right, used}                  │  nothing queued any more, or the slot turned even and all is done
+//!  │ yield {right, used, more}            │  nothing queued any more, or the slot turned even and all is done
 //!  │ ───────────────────────────────────► │
 //!  │ reserve {bytes} ───────────────────► │
 //!  │ ◄────── reserved {granted}           │
@@ -61,6 +61,9 @@ pub enum FromContainer {
         launches: u64,
         /// Time that its threads waited for this right.
         throttled: Nanos,
+        /// It has more work, as [`FromContainer::Want`] says. In one message, or somebody else would run in between.
+        #[serde(default)]
+        more: bool,
     },
     /// The process is about to take memory. Answered by [`ToContainer::Reserved`].
     Reserve {

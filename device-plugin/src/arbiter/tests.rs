@@ -117,10 +117,7 @@ impl Row {
         client.running = None;
         client.done_at = self.now;
         let (used, more) = (core::mem::take(&mut client.under_this_right), client.left > 0);
-        self.step(Event::Yield(id(index), ProcessId(index as u64), used));
-        if more {
-            self.step(Event::Want(id(index), ProcessId(index as u64)));
-        }
+        self.step(Event::Yield(id(index), ProcessId(index as u64), used, more));
     }
 
     fn run_until(&mut self, end: Nanos) {
@@ -294,6 +291,29 @@ fn a_released_holder_frees_the_row_at_once() {
 }
 
 #[test]
+fn who_is_revoked_only_to_say_what_it_used_runs_on_before_a_borrower() {
+    let long = Nanos::from_millis(40);
+    let mut row = Row::new().client(terms(80, 100), MS, FOREVER).client(terms(10, 100), long, FOREVER);
+    row.run_until(Nanos::from_secs(5));
+    // In steady state the neighbour starts a kernel where its guarantee allows, or where the client's is used up.
+    let got = row.run_and_measure(Nanos::from_secs(5));
+    assert!(got[0] >= 79.5, "{got:?}");
+}
+
+#[test]
+fn a_process_that_yields_with_more_to_do_beside_another_one_goes_on() {
+    let mut arbiter = Arbiter::new(Rules::default());
+    arbiter.step(Event::Join(id(0), terms(50, 100)), Nanos::ZERO);
+    for process in [ProcessId(1), ProcessId(2)] {
+        arbiter.step(Event::Want(id(0), process), MS);
+    }
+    assert_eq!(
+        arbiter.step(Event::Yield(id(0), ProcessId(1), MS, true), Nanos::from_millis(2)),
+        [Effect::Revoke(id(0), ProcessId(1)), Effect::Grant(id(0), ProcessId(1))]
+    );
+}
+
+#[test]
 fn processes_of_a_binding_that_holds_join_at_once() {
     let mut arbiter = Arbiter::new(Rules::default());
     arbiter.step(Event::Join(id(0), terms(50, 100)), Nanos::ZERO);
@@ -302,13 +322,13 @@ fn processes_of_a_binding_that_holds_join_at_once() {
         assert_eq!(effects, [Effect::Grant(id(0), process)]);
     }
     assert_eq!(
-        arbiter.step(Event::Yield(id(0), ProcessId(1), MS), Nanos::from_millis(2)),
+        arbiter.step(Event::Yield(id(0), ProcessId(1), MS, false), Nanos::from_millis(2)),
         [Effect::Revoke(id(0), ProcessId(1))]
     );
     assert!(arbiter.holds(ProcessId(2)) && !arbiter.holds(ProcessId(1)));
     // Both report the same millisecond twice over: no more than the hold's length is charged.
     let effects =
-        arbiter.step(Event::Yield(id(0), ProcessId(2), Nanos::from_millis(9)), Nanos::from_millis(3));
+        arbiter.step(Event::Yield(id(0), ProcessId(2), Nanos::from_millis(9), false), Nanos::from_millis(3));
     assert_eq!(effects, [Effect::Revoke(id(0), ProcessId(2)), Effect::Used(id(0), Nanos::from_millis(2))]);
 }
 
@@ -365,24 +385,13 @@ fn client_under_test() -> impl Strategy<Value = (u8, u64, u64)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Design 5.9: the published bound, with lent time or without.
+    /// Design 5.9: the published bound, with lent time or without, also where all the time is booked.
     #[test]
-    fn work_ends_within_the_published_bound_while_a_tenth_of_the_time_is_not_booked(
-        client in client_under_test(), neighbours in neighbours(), lend in any::<bool>(),
+    fn work_ends_within_the_published_bound(
+        booked in 90u32..=100, client in client_under_test(), neighbours in neighbours(), lend in any::<bool>(),
         warm_up in 2_000_000_000u64..5_000_000_000,
     ) {
-        let late = lateness(90, client, &neighbours, lend, warm_up);
+        let late = lateness(booked, client, &neighbours, lend, warm_up);
         prop_assert!(late <= 0.0, "{late} longest kernels later");
-    }
-
-    /// Where all the time is booked, there is none to catch up in after a long kernel: others may be owed as well.
-    #[test]
-    fn work_ends_one_kernel_of_each_neighbour_later_where_all_the_time_is_booked(
-        client in client_under_test(), neighbours in neighbours(), lend in any::<bool>(),
-        warm_up in 2_000_000_000u64..5_000_000_000,
-    ) {
-        let late = lateness(100, client, &neighbours, lend, warm_up);
-        let allowed = f64::from(u8::try_from(neighbours.len()).unwrap() + 1);
-        prop_assert!(late <= allowed, "{late} longest kernels later");
     }
 }

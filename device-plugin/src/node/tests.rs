@@ -44,7 +44,7 @@ fn a_right_is_an_odd_word_and_its_end_an_even_one() {
     let mut node = with(node(), "a", 50);
     let (slot, _) = node.attach(ProcessId(1), &id("a"), 7, Bytes::ZERO).unwrap();
     assert_eq!(node.want(ProcessId(1), MS), [Effect::Right { binding: id("a"), slot, right: 1 }]);
-    let report = Report { right: 1, used: MS, launches: 3, throttled: MS };
+    let report = Report { right: 1, used: MS, launches: 3, throttled: MS, more: false };
     let now = Nanos::from_millis(3);
     assert_eq!(
         node.give_back(ProcessId(1), &report, now),
@@ -149,7 +149,7 @@ fn a_released_binding_closes_its_connections() {
 enum Act {
     Attach(u64, bool),
     Want(u64),
-    Yield(u64, u32, u64),
+    Yield(u64, u32, u64, bool),
     Reserve(u64, u64),
     Free(u64, u64),
     Gone(u64),
@@ -161,7 +161,7 @@ fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         (0u64..6, any::<bool>()).prop_map(|(p, b)| Act::Attach(p, b)),
         (0u64..6).prop_map(Act::Want),
-        (0u64..6, 0u32..9, any::<u64>()).prop_map(|(p, r, u)| Act::Yield(p, r, u)),
+        (0u64..6, 0u32..9, any::<u64>(), any::<bool>()).prop_map(|(p, r, u, m)| Act::Yield(p, r, u, m)),
         (0u64..6, any::<u64>()).prop_map(|(p, m)| Act::Reserve(p, m)),
         (0u64..6, any::<u64>()).prop_map(|(p, m)| Act::Free(p, m)),
         (0u64..6).prop_map(Act::Gone),
@@ -182,9 +182,11 @@ proptest! {
             match act {
                 Act::Attach(p, b) => drop(node.attach(ProcessId(p), &name(b), 1, Bytes::ZERO)),
                 Act::Want(p) => drop(node.want(ProcessId(p), now)),
-                Act::Yield(p, right, used) => drop(node.give_back(
-                    ProcessId(p), &Report { right, used: Nanos(used), launches: used, throttled: Nanos(used) }, now,
-                )),
+                Act::Yield(p, right, used, more) => {
+                    let report =
+                        Report { right, used: Nanos(used), launches: used, throttled: Nanos(used), more };
+                    drop(node.give_back(ProcessId(p), &report, now));
+                }
                 Act::Reserve(p, m) => drop(node.reserve(ProcessId(p), Bytes(m))),
                 Act::Free(p, m) => node.free(ProcessId(p), Bytes(m)),
                 Act::Gone(p) => drop(node.gone(ProcessId(p), now)),

@@ -186,6 +186,7 @@ fn yielded(right: u32) -> FromContainer {
         used: Nanos::from_micros(10),
         launches: 1,
         throttled: Nanos::from_micros(1),
+        more: false,
     }
 }
 

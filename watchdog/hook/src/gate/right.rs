@@ -136,12 +136,10 @@ impl Right {
     /// Gives the held right back and asks for the next one.
     fn renew(&mut self, page: u32) -> Vec<FromContainer> {
         self.asked_at = Some(page);
-        let mut messages = self.give_back_held();
-        messages.push(FromContainer::Want);
-        messages
+        self.give_back_held(true)
     }
 
-    fn give_back_held(&mut self) -> Vec<FromContainer> {
+    fn give_back_held(&mut self, more: bool) -> Vec<FromContainer> {
         let right = core::mem::take(&mut self.held);
         self.returned = right;
         vec![FromContainer::Yield {
@@ -149,6 +147,7 @@ impl Right {
             used: core::mem::take(&mut self.used),
             launches: core::mem::take(&mut self.launches),
             throttled: core::mem::take(&mut self.throttled),
+            more,
         }]
     }
 
@@ -170,7 +169,7 @@ impl Right {
             self.held = 0;
             return Vec::new();
         }
-        if self.waiting > 0 { self.renew(page) } else { self.give_back_held() }
+        if self.waiting > 0 { self.renew(page) } else { self.give_back_held(false) }
     }
 
     /// The present right, if one is held.
@@ -241,8 +240,8 @@ mod tests {
 
     const MS: Nanos = Nanos::from_millis(1);
 
-    fn yielded(right: u32) -> FromContainer {
-        FromContainer::Yield { right, used: Nanos::ZERO, launches: 0, throttled: Nanos::ZERO }
+    fn yielded(right: u32, more: bool) -> FromContainer {
+        FromContainer::Yield { right, used: Nanos::ZERO, launches: 0, throttled: Nanos::ZERO, more }
     }
 
     #[test]
@@ -266,7 +265,7 @@ mod tests {
         let mut right = Right::new(0);
         right.ask(0, false, MS);
         assert_eq!(right.ask(1, false, MS), Ask::Run(1));
-        assert_eq!(right.give_back(1, MS), [yielded(1)]);
+        assert_eq!(right.give_back(1, MS), [yielded(1, false)]);
         assert_eq!(right.ask(1, false, MS), Ask::Wait(vec![FromContainer::Want], RECHECK));
         assert_eq!(right.ask(2, false, MS), Ask::Wait(vec![], RECHECK));
         assert_eq!(right.ask(3, false, MS), Ask::Run(3));
@@ -278,14 +277,14 @@ mod tests {
         right.ask(0, false, MS);
         right.ask(1, false, MS);
         assert_eq!(right.ask(2, true, MS), Ask::Wait(vec![], RECHECK));
-        assert_eq!(right.ask(2, false, MS), Ask::Wait(vec![yielded(1), FromContainer::Want], RECHECK));
+        assert_eq!(right.ask(2, false, MS), Ask::Wait(vec![yielded(1, true)], RECHECK));
     }
 
     #[test]
     fn a_right_that_came_and_went_unnoticed_is_given_back() {
         let mut right = Right::new(0);
         right.ask(0, false, MS);
-        assert_eq!(right.ask(2, false, MS), Ask::Wait(vec![yielded(1), FromContainer::Want], RECHECK));
+        assert_eq!(right.ask(2, false, MS), Ask::Wait(vec![yielded(1, true)], RECHECK));
     }
 
     #[test]

@@ -39,7 +39,10 @@ impl World {
     }
 
     fn wants(&self) -> usize {
-        self.sent.borrow().iter().filter(|message| **message == FromContainer::Want).count()
+        let wants = |message: &&FromContainer| {
+            matches!(message, FromContainer::Want | FromContainer::Yield { more: true, .. })
+        };
+        self.sent.borrow().iter().filter(wants).count()
     }
 
     fn rights_given_back(&self) -> Vec<u32> {
@@ -198,9 +201,10 @@ impl Outside for Agent {
                 self.held.store(right, Ordering::SeqCst);
                 self.word.store(right, Ordering::SeqCst);
             }
-            FromContainer::Yield { right, .. } => {
-                self.held.store(right + 1, Ordering::SeqCst);
-                self.word.store(right + 1, Ordering::SeqCst);
+            FromContainer::Yield { right, more, .. } => {
+                let next = right + 1 + u32::from(*more);
+                self.held.store(next, Ordering::SeqCst);
+                self.word.store(next, Ordering::SeqCst);
             }
             _ => {}
         }

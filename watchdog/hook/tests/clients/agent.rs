@@ -251,15 +251,14 @@ impl Shared {
         }
         let slot = slot.unwrap();
         match message {
-            FromContainer::Want if state.willing => {
-                state.holding.insert(slot);
-                self.turn(slot, true);
-            }
-            FromContainer::Want => state.wanting.push(slot),
-            FromContainer::Yield { right, .. } => {
+            FromContainer::Want => self.want(state, slot),
+            FromContainer::Yield { right, more, .. } => {
                 state.holding.remove(&slot);
                 if self.page.slots[slot].right.load(Ordering::SeqCst) == *right {
                     self.turn(slot, false);
+                }
+                if *more {
+                    self.want(state, slot);
                 }
             }
             FromContainer::Reserve { bytes } => return Some(reserve(state, slot, *bytes)),
@@ -271,6 +270,15 @@ impl Shared {
             FromContainer::Hello { .. } | FromContainer::Attach { .. } => panic!("{message:?}"),
         }
         None
+    }
+
+    fn want(&self, state: &mut State, slot: usize) {
+        if state.willing {
+            state.holding.insert(slot);
+            self.turn(slot, true);
+        } else {
+            state.wanting.push(slot);
+        }
     }
 }
 
