@@ -41,6 +41,9 @@ pub struct Rules {
     pub longest_grace: Nanos,
     /// Longest hold, also where nobody else has work: what it used is known only when it ends.
     pub longest_hold: Nanos,
+    /// Part of the time that a binding may hold the right and leave the GPU idle, or say so, while others could run,
+    /// before that is charged: handing over takes some of it. It bounds what a false report gains.
+    pub idle_allowance: Quota,
 }
 
 impl Default for Rules {
@@ -53,6 +56,7 @@ impl Default for Rules {
             longest_grace: Nanos::from_secs(10),
             // Handing the right over costs some 0.1 ms: 0.1 % of this.
             longest_hold: Nanos::from_millis(100),
+            idle_allowance: Quota::saturating_from_fraction(0.1),
         }
     }
 }
@@ -132,6 +136,8 @@ struct Hold {
     /// When the credit of the stage's tier is used up.
     credit_until: Nanos,
     revoked: Option<Nanos>,
+    /// Since when somebody else could run.
+    contended: Option<Nanos>,
     /// Processes that have not yielded.
     holders: BTreeSet<ProcessId>,
     reported: Nanos,
@@ -179,7 +185,7 @@ impl Arbiter {
     pub fn step(&mut self, event: Event, now: Nanos) -> Vec<Effect> {
         match event {
             Event::Join(id, terms) => {
-                self.members.insert(id, Member::new(terms, self.rules.window, now));
+                self.members.insert(id, Member::new(terms, &self.rules, now));
             }
             Event::Resize(id, terms) => self.resize(&id, terms, now),
             Event::Leave(id) => self.leave(&id, now),
@@ -189,7 +195,16 @@ impl Arbiter {
             Event::Tick => {}
         }
         self.review(now);
+        self.note_contention(now);
         core::mem::take(&mut self.effects)
+    }
+
+    /// From the first moment that somebody else could run, time that is held and not used is counted.
+    fn note_contention(&mut self, now: Nanos) {
+        if let Some(hold) = self.hold.as_mut().filter(|hold| hold.contended.is_none()) {
+            let mut rivals = self.members.iter().filter(|(id, _)| **id != hold.binding);
+            hold.contended = rivals.any(|(_, rival)| rival.could_run(now)).then_some(now);
+        }
     }
 
     /// When [`Event::Tick`] is due, if nothing happens before.
@@ -320,7 +335,9 @@ impl Arbiter {
         let disturbed_at = rivals.map(|(_, rival)| rival.eligible_at).min().unwrap_or(now);
         let Some(member) = self.members.get_mut(&hold.binding) else { return };
         let length = now.since(hold.began);
-        let used = if hold.unreported { length } else { hold.reported.min(length) };
+        let contended = hold.contended.map_or(Nanos::ZERO, |since| now.since(since));
+        let reported = if hold.unreported { length } else { hold.reported.min(length) };
+        let used = reported + member.idled_too_long(contended.since(reported), now);
         // Earlier stages were charged as they ended, as if it had always been busy.
         let in_stage = used.since(hold.stage_began.since(hold.began));
         let overrun = hold.revoked.map_or(Nanos::ZERO, |revoked| now.since(revoked));
@@ -440,6 +457,7 @@ impl Arbiter {
             stage_began: now,
             credit_until: now + run,
             revoked: None,
+            contended: None,
             holders,
             reported: Nanos::ZERO,
             unreported: false,

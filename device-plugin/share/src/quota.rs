@@ -72,6 +72,12 @@ impl QuotaServer {
         self.quota == Quota::WHOLE || self.credit > 0
     }
 
+    /// The credit at `now`, none while there is a debt.
+    pub fn credit(&mut self, now: Nanos) -> Nanos {
+        self.refill(now);
+        saturating_nanos(self.credit / SCALE)
+    }
+
     /// Work begins at `now`: from here on credit is not clamped, or a long kernel would lose what flows in under it.
     pub fn begin(&mut self, now: Nanos) {
         self.refill(now);

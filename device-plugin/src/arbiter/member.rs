@@ -4,11 +4,11 @@
 
 use std::collections::BTreeSet;
 
-use gpu_share::quota::Verdict;
+use gpu_share::quota::{QuotaServer, Verdict};
 use gpu_share::units::{Nanos, Quota};
 
 use super::account::Account;
-use super::{ProcessId, Terms, Tier};
+use super::{ProcessId, Rules, Terms, Tier};
 
 /// A process that is revoked, or waits for a result before it goes on, yields and wants again within this time. Its
 /// credit is kept meanwhile: a gap in its work is no end of it.
@@ -46,10 +46,13 @@ pub(super) struct Member {
     turn: Nanos,
     /// It failed to yield; it may not borrow until what that took is repaid.
     barred: bool,
+    /// What it may still hold without using it while others could run.
+    idle: QuotaServer,
 }
 
 impl Member {
-    pub(super) fn new(terms: Terms, window: Nanos, now: Nanos) -> Self {
+    pub(super) fn new(terms: Terms, rules: &Rules, now: Nanos) -> Self {
+        let window = rules.window;
         Self {
             terms,
             window,
@@ -62,6 +65,7 @@ impl Member {
             idle_since: None,
             turn: Nanos::ZERO,
             barred: false,
+            idle: QuotaServer::new(rules.idle_allowance, window, now),
         }
     }
 
@@ -138,6 +142,18 @@ impl Member {
             return Verdict::Never;
         }
         self.cap.verdict(unsettled.held, now)
+    }
+
+    /// It held the right for `idle` without using it, while others could run: what of that is charged.
+    pub(super) fn idled_too_long(&mut self, idle: Nanos, now: Nanos) -> Nanos {
+        let free = self.idle.credit(now).min(idle);
+        self.idle.end(free, now);
+        idle.since(free)
+    }
+
+    /// Whether it has work that may run at `now`.
+    pub(super) fn could_run(&self, now: Nanos) -> bool {
+        !self.wanting.is_empty() && self.next_chance(now).is_some_and(|at| at <= now)
     }
 
     /// Lifts the bar once what it took is repaid.
