@@ -19,6 +19,7 @@ use rustix::net::sockopt::socket_peercred;
 
 use crate::arbiter::ProcessId;
 use crate::owner::{Message, Peer};
+use crate::precedence;
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 4096;
@@ -78,6 +79,7 @@ fn accept_all(listener: &UnixListener, owner: &mpsc::SyncSender<Message>) {
         let owner = owner.clone();
         let spawned = thread::Builder::new().name(format!("container-{}", process.0)).spawn(move || {
             let _guard = guard;
+            precedence::take();
             if let Err(error) = serve(&stream, process, &owner) {
                 tracing::debug!(process = process.0, %error, "connection ended");
             }

@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod node;
 mod owner;
 pub mod pages;
+mod precedence;
 pub mod standalone;
 pub mod table;
 

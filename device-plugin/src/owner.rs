@@ -24,6 +24,7 @@ use crate::environment::Environment;
 use crate::metrics::Metrics;
 use crate::node::{Effect, Node, Report};
 use crate::pages::Pages;
+use crate::precedence;
 
 /// How often pages show that the agent lives, and what was counted.
 const BEAT: Nanos = Nanos::from_millis(100);
@@ -95,6 +96,7 @@ impl Owner {
     /// Runs until [`Message::Stop`], or until nobody can send a message any more.
     #[allow(clippy::needless_pass_by_value)] // The queue ends before the checkpoint's thread is waited for, which may send.
     pub(crate) fn run(mut self, messages: mpsc::Receiver<Message>) {
+        precedence::take();
         let mut next_beat = monotonic();
         loop {
             let now = monotonic();
