@@ -22,6 +22,11 @@ impl Card {
     /// The size of a V100 (SXM2, 16 GB): <https://images.nvidia.com/content/volta-architecture/pdf/volta-architecture-whitepaper.pdf>.
     pub const V100: Self =
         Self { name: "gpufn simulated V100", sms: 80, capability: (7, 0), memory: Bytes::gib(16) };
+
+    /// The size of a T4: <https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf>.
+    /// Compilers of CUDA 13 know no older capability than its.
+    pub const T4: Self =
+        Self { name: "gpufn simulated T4", sms: 40, capability: (7, 5), memory: Bytes::gib(16) };
 }
 
 /// One card of a running daemon, as its clients see it.

@@ -229,6 +229,7 @@ fn client_stats(gpu: &Gpu, id: ClientId, pid: u32, alive: bool) -> ClientStats {
         alive,
         busy_ns: usage.busy.0,
         memory: usage.memory.0,
+        kernels: usage.kernels,
         running: usage.running,
         pending: usage.pending,
         contexts: usage.contexts,

@@ -6,23 +6,31 @@
 
 mod abi;
 mod array;
+mod backing;
 mod context;
 mod copy;
 mod device;
 mod error;
 mod event;
+mod export_tables;
+mod fatbin;
 mod functional;
 mod graph;
+mod green;
+mod interpret;
+mod ipc;
 mod jit;
 mod launch;
 mod link;
+mod mapping;
 mod memory;
 mod module;
 mod pool;
-mod ptx;
 mod resolve;
 mod state;
 mod stream;
+mod stream_values;
+mod texture;
 mod virtual_memory;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

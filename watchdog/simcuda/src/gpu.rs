@@ -6,7 +6,7 @@
 
 mod config;
 mod engine;
-mod load;
+pub(crate) mod load;
 mod memory;
 mod stream;
 #[cfg(test)]
@@ -137,6 +137,21 @@ struct Event {
 struct Context {
     sm: SmShare,
     legacy: Option<StreamId>,
+    /// What it takes of the card.
+    memory: Bytes,
+}
+
+/// A context that a client wants.
+#[derive(Clone, Copy, Debug)]
+pub struct NewContext {
+    /// Its number.
+    pub id: ContextId,
+    /// The number of its legacy default stream.
+    pub legacy: StreamId,
+    /// Its part of the SMs.
+    pub sm: SmShare,
+    /// A part of another context: it takes no memory and no time.
+    pub green: bool,
 }
 
 #[derive(Debug)]
@@ -168,6 +183,8 @@ pub struct Usage {
     pub busy: Nanos,
     /// Memory it holds, contexts included.
     pub memory: Bytes,
+    /// Kernels that ran to their end, copies and fills on the SMs included.
+    pub kernels: u64,
     /// Kernels that run now.
     pub running: usize,
     /// Operations that are queued or run.
@@ -236,26 +253,30 @@ impl Gpu {
         }
     }
 
-    /// Creates a context with the share `sm`, and its legacy default stream. `token` is reached when it is ready.
+    /// Creates a context and its legacy default stream. `token` is reached when it is ready.
     pub fn create_context(
         &mut self,
         now: Nanos,
         client: ClientId,
-        context: ContextId,
-        legacy: StreamId,
-        sm: SmShare,
+        wanted: NewContext,
         token: u64,
     ) -> Result<(), GpuError> {
         self.advance(now);
+        let NewContext { id: context, legacy, sm, green } = wanted;
+        let (memory, time) = if green {
+            (Bytes::ZERO, Nanos::ZERO)
+        } else {
+            (self.config.context_memory, self.config.context_time)
+        };
         let owner = self.clients.get_mut(&client).ok_or(GpuError::UnknownClient(client))?;
         if owner.contexts.contains_key(&context) || owner.streams.contains_key(&legacy) {
             return Err(GpuError::Taken);
         }
-        self.memory.allocate(client, self.config.context_memory)?;
-        owner.contexts.insert(context, Context { sm, legacy: Some(legacy) });
+        self.memory.allocate(client, memory)?;
+        owner.contexts.insert(context, Context { sm, legacy: Some(legacy), memory });
         owner.streams.insert(legacy, Stream::new(context, StreamKind::Legacy));
         self.order += 1;
-        self.timers.insert((self.clock + self.config.context_time, self.order), (client, token));
+        self.timers.insert((self.clock + time, self.order), (client, token));
         self.advance(now);
         Ok(())
     }
@@ -269,12 +290,12 @@ impl Gpu {
     ) -> Result<(), GpuError> {
         self.advance(now);
         let owner = self.clients.get_mut(&client).ok_or(GpuError::UnknownClient(client))?;
-        owner.contexts.remove(&context).ok_or(GpuError::UnknownContext(context))?;
+        let gone = owner.contexts.remove(&context).ok_or(GpuError::UnknownContext(context))?;
         let dropped = owner.streams.extract_if(.., |_, stream| stream.context == context);
         let unsaid: usize =
             dropped.map(|(_, stream)| stream.queue.iter().filter(|op| op.is_announced()).count()).sum();
         owner.notices_due -= unsaid as u64;
-        self.memory.free(client, self.config.context_memory)?;
+        self.memory.free(client, gone.memory)?;
         self.advance(now);
         Ok(())
     }
@@ -455,7 +476,7 @@ impl Gpu {
         self.engines.busy(self.clock)
     }
 
-    /// Part of the last second during which a kernel ran, in percent.
+    /// Part of the completed sample periods of the last second during which a kernel ran, in percent.
     pub fn utilization(&self) -> u32 {
         self.engines.utilization(self.clock)
     }
@@ -466,6 +487,7 @@ impl Gpu {
         Usage {
             busy: self.engines.client_busy(client, self.clock),
             memory: self.memory.held(client),
+            kernels: self.engines.client_kernels(client),
             running: self.running().iter().filter(|kernel| kernel.client == client).count(),
             pending: owner.map_or(0, |owner| owner.streams.values().map(Stream::pending).sum()),
             contexts: owner.map_or(0, |owner| owner.contexts.len()),

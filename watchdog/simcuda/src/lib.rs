@@ -13,6 +13,7 @@ pub mod daemon;
 mod driver;
 pub mod gpu;
 mod nvml;
+pub mod ptx;
 pub mod signals;
 mod socket;
 pub mod stats;

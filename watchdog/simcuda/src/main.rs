@@ -59,6 +59,7 @@ struct Arguments {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Model {
     V100,
+    T4,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -105,8 +106,10 @@ fn serve(options: Options) -> anyhow::Result<()> {
 }
 
 fn options(arguments: Arguments) -> anyhow::Result<Options> {
-    let Model::V100 = arguments.model;
-    let card = Card::V100;
+    let card = match arguments.model {
+        Model::V100 => Card::V100,
+        Model::T4 => Card::T4,
+    };
     let memory = arguments.memory.unwrap_or(card.memory);
     let mode = match arguments.mode {
         Sharing::Exclusive => Mode::Exclusive,

@@ -224,6 +224,13 @@ fn list_processes<T: Copy>(
     list(&items, out, count)
 }
 
+/// The end of the latest completed sample period, in microseconds of the wall clock.
+fn latest_sample() -> u64 {
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let age = crate::daemon::monotonic().0 % crate::gpu::load::BUCKET;
+    u64::try_from(wall.as_micros()).unwrap_or_default().saturating_sub(age / 1000)
+}
+
 /// `nvmlUtilization_t`: percent of the time, of the GPU and of its memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -318,8 +325,12 @@ nvml! {
         Ok(count.set(0)?)
     }
     fn [nvmlDeviceGetProcessUtilization]
-        (device: Handle, out: Out<UtilizationSample>, count: Out<u32>, _since: u64) {
-        let microseconds = crate::daemon::monotonic().0 / 1000;
+        (device: Handle, out: Out<UtilizationSample>, count: Out<u32>, since: u64) {
+        let microseconds = latest_sample();
+        // Nothing new, or nobody to tell of.
+        if microseconds <= since || processes(&gpu(device)?).is_empty() {
+            return Err(NvmlError::NOT_FOUND);
+        }
         list_processes(device, count, out, |client| UtilizationSample {
             pid: client.pid,
             microseconds,

@@ -45,6 +45,8 @@ pub struct ClientStats {
     pub busy_ns: u64,
     /// Memory it holds, in bytes.
     pub memory: u64,
+    /// Kernels that ran to their end, copies and fills on the SMs included.
+    pub kernels: u64,
     /// Kernels that run now.
     pub running: usize,
     /// Operations queued or running.

@@ -43,6 +43,7 @@ pub enum Request {
         context: u32,
         legacy: u32,
         sm: u8,
+        green: bool,
     },
     DestroyContext {
         token: u64,
@@ -288,8 +289,8 @@ impl Request {
         let w = Writer::new(out);
         match *self {
             Self::Kernel { id, ref name } => w.u8(0).u32(id).text(name),
-            Self::CreateContext { token, gpu, context, legacy, sm } => {
-                w.u8(1).u64(token).u8(gpu).u32(context).u32(legacy).u8(sm)
+            Self::CreateContext { token, gpu, context, legacy, sm, green } => {
+                w.u8(1).u64(token).u8(gpu).u32(context).u32(legacy).u8(sm).u8(green.into())
             }
             Self::DestroyContext { token, gpu, context } => w.u8(2).u64(token).u8(gpu).u32(context),
             Self::CreateStream { gpu, context, stream, kind } => {
@@ -322,6 +323,7 @@ impl Request {
                 context: r.u32()?,
                 legacy: r.u32()?,
                 sm: r.u8()?,
+                green: r.u8()? != 0,
             },
             2 => Self::DestroyContext { token: r.u64()?, gpu: r.u8()?, context: r.u32()? },
             3 => Self::CreateStream { gpu: r.u8()?, context: r.u32()?, stream: r.u32()?, kind: r.u8()? },
@@ -406,7 +408,7 @@ mod tests {
             let requests = [
                 Request::Submit { gpu, stream, tag, notify, task },
                 Request::Kernel { id: stream, name },
-                Request::CreateContext { token: tag, gpu, context: stream, legacy: 7, sm: gpu },
+                Request::CreateContext { token: tag, gpu, context: stream, legacy: 7, sm: gpu, green: notify },
                 Request::Watch { token: tag, gpu, scope: Target::Room(stream) },
             ];
             let mut bytes = Vec::new();

@@ -12,7 +12,7 @@ use super::outbox::Outbox;
 use super::{Shared, State, monotonic};
 use crate::cost::Launch;
 use crate::gpu::{
-    ClientId, ContextId, EventId, Gpu, GpuError, MemoryError, Scope, StreamId, StreamKind, Work,
+    ClientId, ContextId, EventId, Gpu, GpuError, MemoryError, NewContext, Scope, StreamId, StreamKind, Work,
 };
 use crate::wire::{self, HELLO, Reply, Request, Target, Task, status};
 
@@ -106,10 +106,10 @@ impl Session<'_> {
             Request::Kernel { id, name } => {
                 self.kernels.insert(id, name);
             }
-            Request::CreateContext { token, gpu, context, legacy, sm } => {
+            Request::CreateContext { token, gpu, context, legacy, sm, green } => {
                 let sm = SmShare::from_percent(sm).unwrap_or(SmShare::WHOLE);
-                let (context, legacy) = (ContextId(context), StreamId(legacy));
-                let made = model(state, gpu)?.create_context(now, id, context, legacy, sm, token);
+                let wanted = NewContext { id: ContextId(context), legacy: StreamId(legacy), sm, green };
+                let made = model(state, gpu)?.create_context(now, id, wanted, token);
                 self.refuse(state, token, made);
             }
             Request::DestroyContext { token, gpu, context } => {

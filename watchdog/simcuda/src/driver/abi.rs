@@ -59,6 +59,16 @@ impl<T> Out<T> {
         self.0.is_null()
     }
 
+    /// A place in this library.
+    pub(crate) fn to(place: &mut T) -> Self {
+        Self(std::ptr::from_mut(place))
+    }
+
+    /// The place at `address`, which the caller vouches for.
+    pub(crate) fn from_address(address: usize) -> Self {
+        Self(std::ptr::with_exposed_provenance_mut(address))
+    }
+
     /// The same place for a result of another type; the caller's contract depends on a selector argument.
     pub(crate) fn cast<U>(self) -> Out<U> {
         Out(self.0.cast())

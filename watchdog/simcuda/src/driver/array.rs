@@ -1,4 +1,4 @@
-//! Arrays: here, memory of the device with rows one behind the other. Textures and surfaces are not simulated.
+//! Arrays, with levels of detail or without: here, memory of the device with rows one behind the other.
 
 use super::memory::{Kind, allocate, release_at};
 use super::state::{Driver, driver};
@@ -63,6 +63,47 @@ impl Array {
     }
 }
 
+/// An array with levels of detail, the finest first, each of half the size of the one before.
+#[derive(Debug)]
+pub(super) struct Mipmap {
+    levels: Vec<Handle>,
+}
+
+fn create_mipmap(out: Out<Handle>, finest: Descriptor3D, levels: u32) -> Result {
+    let most = 1 + finest.width.max(finest.height).max(finest.depth).max(1).ilog2();
+    if out.is_null() || levels == 0 {
+        return Err(CudaError::INVALID_VALUE);
+    }
+    let driver = driver()?;
+    let mut made = Vec::new();
+    for level in 0..levels.min(most) {
+        // An extent of zero means that there is no such dimension.
+        let half = |extent: usize| if extent == 0 { 0 } else { (extent >> level).max(1) };
+        let (width, height, depth) = (half(finest.width), half(finest.height), half(finest.depth));
+        match Array::create(driver, Descriptor3D { width, height, depth, ..finest }) {
+            Ok(array) => made.push(driver.arrays.add(array)),
+            Err(error) => {
+                destroy_all(driver, &made)?;
+                return Err(error);
+            }
+        }
+    }
+    out.set(driver.mipmaps.add(Mipmap { levels: made }))
+}
+
+fn destroy_all(driver: &Driver, arrays: &[Handle]) -> Result {
+    arrays.iter().try_for_each(|&array| release_at(driver.arrays.remove(array)?.base))
+}
+
+/// `CUDA_ARRAY_MEMORY_REQUIREMENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct Requirements {
+    bytes: usize,
+    alignment: usize,
+    reserved: [u32; 4],
+}
+
 fn create(out: Out<Handle>, descriptor: Descriptor3D) -> Result {
     if out.is_null() {
         return Err(CudaError::INVALID_VALUE);
@@ -93,5 +134,25 @@ driver! {
     fn [cuArrayDestroy] (array: Handle) {
         let driver = driver()?;
         release_at(driver.arrays.remove(array)?.base)
+    }
+
+    fn [cuArrayGetMemoryRequirements] (out: Out<Requirements>, array: Handle, _device: i32) {
+        let array = driver()?.arrays.get(array)?;
+        let bytes = array.plane * array.descriptor.depth.max(1);
+        out.set(Requirements { bytes, alignment: 512, reserved: [0; 4] })
+    }
+
+    fn [cuMipmappedArrayCreate] (out: Out<Handle>, finest: In<Descriptor3D>, levels: u32) {
+        create_mipmap(out, finest.get()?, levels)
+    }
+
+    fn [cuMipmappedArrayGetLevel] (out: Out<Handle>, array: Handle, level: u32) {
+        let array = driver()?.mipmaps.get(array)?;
+        out.set(*array.levels.get(level as usize).ok_or(CudaError::INVALID_VALUE)?)
+    }
+
+    fn [cuMipmappedArrayDestroy] (array: Handle) {
+        let driver = driver()?;
+        destroy_all(driver, &driver.mipmaps.remove(array)?.levels)
     }
 }

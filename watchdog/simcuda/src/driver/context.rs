@@ -7,9 +7,10 @@ use crate::gpu::StreamKind;
 use crate::wire::{Request, Target};
 
 use super::abi::{ContextParameters, ExecAffinity};
+use super::export_tables::LocalStorage;
+use super::green;
 use super::state::{
-    Context, Driver, Primary, current_handle, driver, lock, new_handle, pop_current, push_current,
-    set_current,
+    Context, Driver, current_handle, driver, lock, new_handle, pop_current, push_current, set_current,
 };
 use super::stream::Stream;
 use super::{CudaError, Handle, In, Out, Result, driver};
@@ -28,33 +29,50 @@ fn parse_share(text: &str) -> u8 {
     share.and_then(|share| (1..=100).find(|&percent| f64::from(percent) >= share)).unwrap_or(100)
 }
 
-/// Makes a context with at most `sms` of the device's SMs.
-fn create(
+/// Which of the device's SMs a context may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sms {
+    /// All that the environment leaves to the process.
+    All,
+    /// At most as many.
+    Some(u32),
+    /// As many, in a context that has no memory of its own.
+    Green(u32),
+}
+
+/// Makes a context.
+pub(super) fn create(
     driver: &Driver,
     ordinal: i32,
     flags: u32,
-    sms: Option<u32>,
+    sms: Sms,
     primary: bool,
 ) -> Result<Arc<Context>> {
     let device = driver.device(ordinal)?;
     let gpu = u8::try_from(device.index).map_err(|_| CudaError::INVALID_DEVICE)?;
-    let wanted = sms.map_or(100, |sms| (sms * 100).div_ceil(device.sms).clamp(1, 100));
+    let most = match sms {
+        Sms::All => device.sms,
+        Sms::Some(sms) | Sms::Green(sms) => sms.min(device.sms),
+    };
+    let wanted = (most * 100).div_ceil(device.sms).clamp(1, 100);
     let sm = share_from_environment().min(u8::try_from(wanted).unwrap_or(100));
     let (id, legacy) = (driver.number(), driver.number());
-    driver.link.call(|token| Request::CreateContext { token, gpu, context: id, legacy, sm })?;
+    let green = matches!(sms, Sms::Green(_));
+    driver.link.call(|token| Request::CreateContext { token, gpu, context: id, legacy, sm, green })?;
     let handle = new_handle();
     let context = Arc::new(Context {
         handle,
         ordinal,
         gpu,
         id,
-        sms: (device.sms * u32::from(sm)).div_ceil(100),
+        sms: (device.sms * u32::from(sm)).div_ceil(100).min(most),
         primary,
         flags: AtomicU32::new(flags),
         limits: initial_limits(),
         broken: AtomicU32::new(0),
         legacy: Arc::new(Stream::new(handle, gpu, legacy, StreamKind::Legacy, 0)),
         per_thread: std::sync::Mutex::default(),
+        storage: LocalStorage::default(),
     });
     driver.contexts.insert(handle, Arc::clone(&context));
     Ok(context)
@@ -69,9 +87,10 @@ fn initial_limits() -> std::sync::Mutex<std::collections::HashMap<u32, usize>> {
 }
 
 /// Waits for all work of the context, and gives back all that it has.
-fn destroy(driver: &Driver, context: &Context) -> Result {
+pub(super) fn destroy(driver: &Driver, context: &Context) -> Result {
     // A context is destroyed also if its work failed.
     let _ = synchronize(driver, context);
+    context.storage.end(context.handle);
     driver.contexts.remove(context.handle)?;
     driver.streams.retain(|stream| stream.context != context.handle);
     driver.memory.release_context(driver, context.handle)?;
@@ -79,65 +98,74 @@ fn destroy(driver: &Driver, context: &Context) -> Result {
     driver.link.call(|token| Request::DestroyContext { token, gpu, context: id }).map(|_| ())
 }
 
+fn wait_for(driver: &Driver, context: &Context) -> Result {
+    let (gpu, scope) = (context.gpu, Target::Context(context.id));
+    driver.link.call(|token| Request::Watch { token, gpu, scope }).map(|_| ())
+}
+
 /// Waits for all work that is queued in the context.
 pub(super) fn synchronize(driver: &Driver, context: &Context) -> Result {
-    let (gpu, scope) = (context.gpu, Target::Context(context.id));
-    driver.link.call(|token| Request::Watch { token, gpu, scope })?;
+    wait_for(driver, context)?;
+    if context.primary {
+        // Green contexts are parts of the primary one.
+        green::of_device(driver, context.ordinal).iter().try_for_each(|part| wait_for(driver, part))?;
+    }
     context.check()
 }
 
-fn create_current(out: Out<Handle>, ordinal: i32, flags: u32, sms: Option<u32>) -> Result {
+fn create_current(out: Out<Handle>, ordinal: i32, flags: u32, sms: Sms) -> Result {
     if out.is_null() {
         return Err(CudaError::INVALID_VALUE);
     }
     let context = create(driver()?, ordinal, flags, sms, false)?;
-    push_current(context.handle);
+    push_current(context.handle)?;
     out.set(context.handle)
 }
 
-fn affinity(list: In<ExecAffinity>, count: i32) -> Result<Option<u32>> {
+fn affinity(list: In<ExecAffinity>, count: i32) -> Result<Sms> {
     if count <= 0 || list.is_null() {
-        return Ok(None);
+        return Ok(Sms::All);
     }
     let first = list.get()?;
-    if first.kind != 0 || first.sms == 0 { Err(CudaError::INVALID_VALUE) } else { Ok(Some(first.sms)) }
+    if first.kind != 0 || first.sms == 0 { Err(CudaError::INVALID_VALUE) } else { Ok(Sms::Some(first.sms)) }
 }
 
-fn release_primary(driver: &Driver, primary: &mut Primary) -> Result {
-    primary.retained = 0;
-    primary.context.take().map_or(Ok(()), |context| destroy(driver, &context))
+/// Gives the device's primary context, which is made if there is none.
+pub(super) fn retain_primary(out: Out<Handle>, device: i32) -> Result {
+    let driver = driver()?;
+    let mut primary = lock(driver.primary(device)?);
+    let context = match &primary.context {
+        Some(context) => Arc::clone(context),
+        None => create(driver, device, primary.flags, Sms::All, true)?,
+    };
+    out.set(context.handle)?;
+    primary.context = Some(context);
+    primary.retained += 1;
+    Ok(())
+}
+
+/// Drops one hold of a device's primary context, or all; without one it is destroyed. The lock is not held meanwhile:
+/// owners of values in the context are told, and may call the driver.
+pub(super) fn release_primary(driver: &Driver, device: i32, all: bool) -> Result {
+    let mut primary = lock(driver.primary(device)?);
+    primary.retained =
+        if all { 0 } else { primary.retained.checked_sub(1).ok_or(CudaError::INVALID_CONTEXT)? };
+    let ended = if primary.retained == 0 { primary.context.take() } else { None };
+    drop(primary);
+    ended.map_or(Ok(()), |context| destroy(driver, &context))
 }
 
 driver! {
     fn [cuDevicePrimaryCtxRetain] (out: Out<Handle>, device: i32) {
-        let driver = driver()?;
-        let mut primary = lock(driver.primary(device)?);
-        let context = match &primary.context {
-            Some(context) => Arc::clone(context),
-            None => create(driver, device, primary.flags, None, true)?,
-        };
-        out.set(context.handle)?;
-        primary.context = Some(context);
-        primary.retained += 1;
-        Ok(())
+        retain_primary(out, device)
     }
 
     fn [cuDevicePrimaryCtxRelease cuDevicePrimaryCtxRelease_v2] (device: i32) {
-        let driver = driver()?;
-        let mut primary = lock(driver.primary(device)?);
-        match primary.retained {
-            0 => Err(CudaError::INVALID_CONTEXT),
-            1 => release_primary(driver, &mut primary),
-            _ => {
-                primary.retained -= 1;
-                Ok(())
-            }
-        }
+        release_primary(driver()?, device, false)
     }
 
     fn [cuDevicePrimaryCtxReset cuDevicePrimaryCtxReset_v2] (device: i32) {
-        let driver = driver()?;
-        release_primary(driver, &mut lock(driver.primary(device)?))
+        release_primary(driver()?, device, true)
     }
 
     fn [cuDevicePrimaryCtxSetFlags cuDevicePrimaryCtxSetFlags_v2] (device: i32, flags: u32) {
@@ -157,7 +185,7 @@ driver! {
     }
 
     fn [cuCtxCreate_v2] (out: Out<Handle>, flags: u32, device: i32) {
-        create_current(out, device, flags, None)
+        create_current(out, device, flags, Sms::All)
     }
 
     fn [cuCtxCreate_v3] (out: Out<Handle>, affinities: In<ExecAffinity>, count: i32, flags: u32, device: i32) {
@@ -167,7 +195,7 @@ driver! {
     fn [cuCtxCreate_v4] (out: Out<Handle>, parameters: In<ContextParameters>, flags: u32, device: i32) {
         let sms = match parameters.get() {
             Ok(parameters) => affinity(parameters.affinities, parameters.affinity_count)?,
-            Err(_) => None,
+            Err(_) => Sms::All,
         };
         create_current(out, device, flags, sms)
     }
@@ -190,8 +218,7 @@ driver! {
 
     fn [cuCtxPushCurrent cuCtxPushCurrent_v2] (handle: Handle) {
         driver()?.contexts.get(handle).map_err(|_| CudaError::INVALID_CONTEXT)?;
-        push_current(handle);
-        Ok(())
+        push_current(handle)
     }
 
     fn [cuCtxPopCurrent cuCtxPopCurrent_v2] (out: Out<Handle>) {
@@ -206,8 +233,7 @@ driver! {
         if handle != 0 {
             driver.contexts.get(handle).map_err(|_| CudaError::INVALID_CONTEXT)?;
         }
-        set_current(handle);
-        Ok(())
+        set_current(handle)
     }
 
     fn [cuCtxGetCurrent] (out: Out<Handle>) {

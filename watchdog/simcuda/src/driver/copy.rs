@@ -10,7 +10,7 @@ use super::link::Effect;
 use super::memory::Kind;
 use super::state::{Driver, driver};
 use super::stream::{Operation, Stream};
-use super::{CudaError, DefaultStream, Handle, In, Result, driver};
+use super::{CudaError, DefaultStream, Handle, In, Out, Result, driver};
 
 /// Where one side of a copy lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +170,24 @@ fn copy_later(shape: Shape, claims: Claims, stream: Handle, default: DefaultStre
     let stream = driver.stream(stream, default)?;
     let blocks = enqueue(driver, &stream, shape, claims, true)?;
     if blocks && !stream.is_capturing() { stream.synchronize(driver) } else { Ok(()) }
+}
+
+/// Several copies; they keep their order, which the interface does not ask for. Which one failed.
+fn copy_all(
+    dsts: In<u64>,
+    srcs: In<u64>,
+    sizes: In<usize>,
+    count: usize,
+    (stream, default): (Handle, DefaultStream),
+) -> std::result::Result<(), (usize, CudaError)> {
+    for index in 0..count {
+        let copy = || {
+            let shape = Shape::line(dsts.at(index)?, srcs.at(index)?, sizes.at(index)?);
+            copy_later(shape, ANY, stream, default)
+        };
+        copy().map_err(|error| (index, error))?;
+    }
+    Ok(())
 }
 
 /// One side of a copy as `CUDA_MEMCPY2D` and `CUDA_MEMCPY3D` describe it.
@@ -358,6 +376,26 @@ driver! {
     fn [cuMemcpyAsync | cuMemcpyAsync_ptsz] default (dst: u64, src: u64, size: usize, stream: Handle) {
         copy_later(Shape::line(dst, src, size), ANY, stream, default)
     }
+    fn [cuMemcpyWithAttributesAsync | cuMemcpyWithAttributesAsync_ptsz] default
+        (dst: u64, src: u64, size: usize, _attributes: usize, stream: Handle) {
+        copy_later(Shape::line(dst, src, size), ANY, stream, default)
+    }
+    fn [cuMemcpyBatchAsync | cuMemcpyBatchAsync_ptsz] default (
+        dsts: In<u64>, srcs: In<u64>, sizes: In<usize>, count: usize, _attributes: usize, _indices: usize,
+        _attribute_count: usize, failed: Out<usize>, stream: Handle,
+    ) {
+        let at = copy_all(dsts, srcs, sizes, count, (stream, default));
+        at.map_err(|(index, error)| {
+            failed.set_if_wanted(index);
+            error
+        })
+    }
+    fn [cuMemcpyBatchAsync_v2 | cuMemcpyBatchAsync_v2_ptsz] default (
+        dsts: In<u64>, srcs: In<u64>, sizes: In<usize>, count: usize, _attributes: usize, _indices: usize,
+        _attribute_count: usize, stream: Handle,
+    ) {
+        copy_all(dsts, srcs, sizes, count, (stream, default)).map_err(|(_, error)| error)
+    }
     fn [cuMemcpyHtoDAsync_v2 | cuMemcpyHtoDAsync_v2_ptsz] default
         (dst: u64, src: u64, size: usize, stream: Handle) {
         copy_later(Shape::line(dst, src, size), TO_DEVICE, stream, default)
@@ -383,11 +421,12 @@ driver! {
         let (shape, claims) = shape_2d(&copy.get()?)?;
         copy_later(shape, claims, stream, default)
     }
-    fn [cuMemcpy3D_v2 | cuMemcpy3D_v2_ptds] default (copy: In<Copy3D>) {
+    // The form for two contexts has them where the other one has nothing.
+    fn [cuMemcpy3D_v2 cuMemcpy3DPeer | cuMemcpy3D_v2_ptds cuMemcpy3DPeer_ptds] default (copy: In<Copy3D>) {
         let (shape, claims) = shape_3d(&copy.get()?)?;
         copy_now(shape, claims, default)
     }
-    fn [cuMemcpy3DAsync_v2 | cuMemcpy3DAsync_v2_ptsz] default (copy: In<Copy3D>, stream: Handle) {
+    fn [cuMemcpy3DAsync_v2 cuMemcpy3DPeerAsync | cuMemcpy3DAsync_v2_ptsz cuMemcpy3DPeerAsync_ptsz] default (copy: In<Copy3D>, stream: Handle) {
         let (shape, claims) = shape_3d(&copy.get()?)?;
         copy_later(shape, claims, stream, default)
     }

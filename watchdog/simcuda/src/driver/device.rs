@@ -49,12 +49,32 @@ const ATTRIBUTES: &[(u32, u32)] = &[
     (89, 1),           // concurrent managed access
     (90, 1),           // compute preemption
     (91, 1),           // registered host memory at its own address
+    (92, 1),           // streams wait for values and write them
+    (93, 1),           // of 64 bits
+    (94, 1),           // until a bit is missing
     (95, 1),           // cooperative launch
     (97, 98_304),      // shared memory per block, opt-in
     (99, 1),           // host memory can be registered
     (102, 1),          // virtual memory management
+    (103, 1),          // memory is exported as a file descriptor
     (106, 32),         // blocks per SM
     (115, 1),          // memory pools
+    (122, 1),          // streams wait for values of 64 bits and write them
+    (123, 1),          // until a bit is missing
+    (125, 1),          // events are shared between processes
+];
+
+/// What differs in compute capability 7.5.
+const ATTRIBUTES_OF_7_5: &[(u32, u32)] = &[
+    (13, 1_590_000), // clock in kHz
+    (36, 5_001_000), // memory clock in kHz
+    (37, 256),       // bus width in bits
+    (38, 4 << 20),   // L2 cache
+    (39, 1024),      // threads per SM
+    (81, 65_536),    // shared memory per SM
+    (87, 32),        // single to double precision
+    (97, 65_536),    // shared memory per block, opt-in
+    (106, 16),       // blocks per SM
 ];
 
 /// The largest number of an attribute, up to CUDA 13.5.
@@ -68,7 +88,8 @@ fn attribute(device: &Device, number: u32) -> Result<u32> {
         76 => device.capability.1,
         85 => device.index,
         1..=LAST_ATTRIBUTE => {
-            ATTRIBUTES.iter().find(|(known, _)| *known == number).map_or(0, |(_, value)| *value)
+            let own = if device.capability >= (7, 5) { ATTRIBUTES_OF_7_5 } else { &[] };
+            own.iter().chain(ATTRIBUTES).find(|(known, _)| *known == number).map_or(0, |(_, value)| *value)
         }
         _ => return Err(CudaError::INVALID_VALUE),
     })

@@ -27,8 +27,13 @@ impl CudaError {
     pub(crate) const NOT_FOUND: Self = Self(500);
     pub(crate) const NOT_READY: Self = Self(600);
     pub(crate) const ILLEGAL_ADDRESS: Self = Self(700);
+    pub(crate) const MISALIGNED_ADDRESS: Self = Self(716);
+    pub(crate) const LAUNCH_FAILED: Self = Self(719);
     pub(crate) const NOT_SUPPORTED: Self = Self(801);
     pub(crate) const STREAM_CAPTURE_UNSUPPORTED: Self = Self(900);
+    pub(crate) const GRAPH_EXEC_UPDATE_FAILURE: Self = Self(910);
+    pub(crate) const INVALID_RESOURCE_TYPE: Self = Self(914);
+    pub(crate) const INVALID_RESOURCE_CONFIGURATION: Self = Self(915);
     pub(crate) const ILLEGAL_STATE: Self = Self(401);
     pub(crate) const UNKNOWN: Self = Self(999);
     pub(crate) const UNSUPPORTED_LIMIT: Self = Self(215);

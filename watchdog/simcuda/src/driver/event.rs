@@ -5,12 +5,17 @@ use std::sync::{Arc, Mutex};
 use crate::wire::{Request, Target, Task};
 
 use super::graph::{Capture, NodeKind};
+use super::ipc::SharedEvent;
+use super::link::Effect;
 use super::state::{driver, lock};
 use super::stream::Operation;
 use super::{CudaError, DefaultStream, Handle, Out, Result, driver};
 
 /// Flag of an event that takes no time.
 const NO_TIMING: u32 = 2;
+
+/// Flag of an event that other processes may open.
+const INTERPROCESS: u32 = 4;
 
 /// An event.
 #[derive(Debug)]
@@ -23,9 +28,20 @@ pub(super) struct Event {
     recorded: std::sync::atomic::AtomicBool,
     /// The capture in which it was recorded last.
     captured: Mutex<Option<Arc<Capture>>>,
+    /// For events that processes share.
+    pub(super) shared: Option<Arc<SharedEvent>>,
 }
 
 impl Event {
+    fn new(gpu: u8, id: u32, timing: bool, shared: Option<Arc<SharedEvent>>) -> Self {
+        Self { gpu, id, timing, recorded: false.into(), captured: Mutex::default(), shared }
+    }
+
+    /// An event that another process made.
+    pub(super) fn imported(gpu: u8, id: u32, shared: Arc<SharedEvent>) -> Self {
+        Self::new(gpu, id, false, Some(shared))
+    }
+
     fn scope(&self) -> Target {
         Target::Event(self.id)
     }
@@ -37,7 +53,11 @@ impl Event {
     /// The operation that takes the event's time.
     pub(super) fn record(&self) -> Operation {
         self.recorded.store(true, std::sync::atomic::Ordering::Release);
-        Operation { kind: NodeKind::EventRecord, task: Some(Task::Record(self.id)), effect: None }
+        let effect = self.shared.as_ref().map(|shared| {
+            let (shared, number) = (Arc::clone(shared), shared.begin());
+            Arc::new(move || shared.finish(number)) as Effect
+        });
+        Operation { kind: NodeKind::EventRecord, task: Some(Task::Record(self.id)), effect }
     }
 
     /// The operation that waits for the event.
@@ -65,6 +85,9 @@ fn wait(stream: Handle, event: Handle, default: DefaultStream) -> Result {
     if let Some(capture) = lock(&event.captured).clone().filter(|capture| capture.is_open()) {
         return capture.join(&stream);
     }
+    if let Some(shared) = &event.shared {
+        return stream.enqueue_wait(driver, shared.reached());
+    }
     if event.gpu == stream.gpu {
         return if event.is_recorded() { stream.enqueue(driver, event.wait()) } else { Ok(()) };
     }
@@ -73,6 +96,10 @@ fn wait(stream: Handle, event: Handle, default: DefaultStream) -> Result {
 }
 
 fn synchronize(event: &Event) -> Result {
+    if let Some(shared) = &event.shared {
+        shared.wait();
+        return Ok(());
+    }
     if !event.is_recorded() {
         return Ok(());
     }
@@ -101,8 +128,12 @@ driver! {
         let driver = driver()?;
         let gpu = driver.current()?.gpu;
         let timing = flags & NO_TIMING == 0;
-        let event = Event { gpu, id: driver.number(), timing, recorded: false.into(), captured: Mutex::default() };
-        out.set(driver.events.add(event))
+        let shared = match (flags & INTERPROCESS != 0, timing) {
+            (true, true) => return Err(CudaError::INVALID_VALUE),
+            (true, false) => Some(SharedEvent::create()?),
+            (false, _) => None,
+        };
+        out.set(driver.events.add(Event::new(gpu, driver.number(), timing, shared)))
     }
 
     fn [cuEventDestroy cuEventDestroy_v2] (event: Handle) {
@@ -130,6 +161,9 @@ driver! {
     fn [cuEventQuery] (event: Handle) {
         let driver = driver()?;
         let event = driver.events.get(event)?;
+        if let Some(shared) = &event.shared {
+            return if shared.is_done() { Ok(()) } else { Err(CudaError::NOT_READY) };
+        }
         if !event.is_recorded() {
             return Ok(());
         }

@@ -2,10 +2,15 @@
 //!
 //! Kernels of one process run one after the other anyway, so a graph's branches are not run side by side.
 
+mod memory;
+mod update;
+
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use self::memory::GraphMemory;
+pub(super) use self::memory::{capture_allocation, capture_free, free_now, free_operation};
 use super::abi::{Copy3D, HostNode, KernelNode, MemsetNode};
 use super::copy::{Fill, copy_node};
 use super::launch::kernel_node;
@@ -25,6 +30,7 @@ pub(super) enum NodeKind {
     Empty = 5,
     EventWait = 6,
     EventRecord = 7,
+    MemAlloc = 10,
     MemFree = 11,
 }
 
@@ -36,7 +42,11 @@ pub(super) struct Node {
     /// One operation, none, or those of a child graph.
     operations: Mutex<Vec<Operation>>,
     dependencies: Mutex<Vec<Handle>>,
+    memory: Option<GraphMemory>,
 }
+
+/// What a node does: its kind, its operations, and what it does to memory.
+type Content = (NodeKind, Vec<Operation>, Option<GraphMemory>);
 
 /// A graph.
 #[derive(Debug, Default)]
@@ -48,7 +58,21 @@ pub(super) struct Graph {
 /// A graph that is ready to be launched.
 #[derive(Debug)]
 pub(super) struct Executable {
-    steps: Mutex<Vec<(Handle, Vec<Operation>)>>,
+    steps: Mutex<Vec<Step>>,
+    flags: u64,
+}
+
+/// Flag of an executable graph: a launch first frees what the launch before left allocated.
+const AUTO_FREE: u64 = 1;
+
+/// A node of an executable graph.
+#[derive(Clone, Debug)]
+struct Step {
+    node: Handle,
+    kind: NodeKind,
+    operations: Vec<Operation>,
+    memory: Option<GraphMemory>,
+    enabled: bool,
 }
 
 /// A capture of one or more streams into a graph.
@@ -65,9 +89,18 @@ pub(super) struct Capture {
 impl Capture {
     /// Adds an operation as a node. The order of the calls is an order that respects all dependencies.
     pub(super) fn record(&self, driver: &Driver, operation: Operation) {
+        self.record_content(driver, (operation.kind, vec![operation], None));
+    }
+
+    /// Adds a node that allocates or frees.
+    fn record_memory(&self, driver: &Driver, kind: NodeKind, memory: GraphMemory) {
+        self.record_content(driver, (kind, Vec::new(), Some(memory)));
+    }
+
+    fn record_content(&self, driver: &Driver, content: Content) {
         if let Ok(graph) = driver.graphs.get(self.graph) {
             let last = lock(&graph.nodes).last().copied();
-            add(driver, self.graph, &graph, operation.kind, vec![operation], last.into_iter().collect());
+            add(driver, self.graph, &graph, content, last.into_iter().collect());
         }
     }
 
@@ -94,8 +127,7 @@ fn add(
     driver: &Driver,
     handle: Handle,
     graph: &Graph,
-    kind: NodeKind,
-    operations: Vec<Operation>,
+    (kind, operations, memory): Content,
     dependencies: Vec<Handle>,
 ) -> Handle {
     let node = Node {
@@ -103,6 +135,7 @@ fn add(
         kind,
         operations: Mutex::new(operations),
         dependencies: Mutex::new(dependencies),
+        memory,
     };
     let node = driver.nodes.add(node);
     lock(&graph.nodes).push(node);
@@ -115,8 +148,7 @@ fn add_node(
     handle: Handle,
     dependencies: In<Handle>,
     count: usize,
-    kind: NodeKind,
-    operations: Vec<Operation>,
+    content: Content,
 ) -> Result {
     let driver = driver()?;
     let graph = driver.graphs.get(handle)?;
@@ -124,7 +156,7 @@ fn add_node(
     if out.is_null() || !dependencies.iter().all(|node| lock(&graph.nodes).contains(node)) {
         return Err(CudaError::INVALID_VALUE);
     }
-    out.set(add(driver, handle, &graph, kind, operations, dependencies))
+    out.set(add(driver, handle, &graph, content, dependencies))
 }
 
 /// The graph's nodes, each behind those that it depends on.
@@ -153,18 +185,33 @@ fn ordered(driver: &Driver, graph: &Graph) -> Result<Vec<(Handle, Arc<Node>)>> {
     Ok(order)
 }
 
-fn steps(driver: &Driver, graph: &Graph) -> Result<Vec<(Handle, Vec<Operation>)>> {
-    let order = ordered(driver, graph)?;
-    Ok(order.into_iter().map(|(handle, node)| (handle, lock(&node.operations).clone())).collect())
+fn steps(driver: &Driver, graph: &Graph) -> Result<Vec<Step>> {
+    let step = |(node, content): (Handle, Arc<Node>)| Step {
+        node,
+        kind: content.kind,
+        operations: lock(&content.operations).clone(),
+        memory: content.memory.clone(),
+        enabled: true,
+    };
+    Ok(ordered(driver, graph)?.into_iter().map(step).collect())
 }
 
-fn instantiate(out: Out<Handle>, graph: Handle) -> Result {
+/// The operations of a graph that becomes a node. It has no nodes that allocate, which is not simulated.
+fn child(driver: &Driver, graph: Handle) -> Result<Vec<Operation>> {
+    let steps = steps(driver, &*driver.graphs.get(graph)?)?;
+    if steps.iter().any(|step| step.memory.is_some()) {
+        return Err(CudaError::NOT_SUPPORTED);
+    }
+    Ok(steps.into_iter().flat_map(|step| step.operations).collect())
+}
+
+fn instantiate(out: Out<Handle>, graph: Handle, flags: u64) -> Result {
     let driver = driver()?;
     if out.is_null() {
         return Err(CudaError::INVALID_VALUE);
     }
     let steps = steps(driver, &*driver.graphs.get(graph)?)?;
-    out.set(driver.executables.add(Executable { steps: Mutex::new(steps) }))
+    out.set(driver.executables.add(Executable { steps: Mutex::new(steps), flags }))
 }
 
 fn begin(stream: Handle, default: DefaultStream, graph: Option<Handle>) -> Result {
@@ -226,16 +273,17 @@ fn launch(executable: Handle, stream: Handle, default: DefaultStream) -> Result 
     let driver = driver()?;
     let executable = driver.executables.get(executable)?;
     let stream = driver.stream(stream, default)?;
+    let context = driver.context(stream.context)?;
     let steps = lock(&executable.steps).clone();
-    let mut operations = steps.into_iter().flat_map(|(_, operations)| operations);
-    operations.try_for_each(|operation| stream.enqueue(driver, operation))
-}
-
-fn set_operation(executable: Handle, node: Handle, operation: Operation) -> Result {
-    let executable = driver()?.executables.get(executable)?;
-    let mut steps = lock(&executable.steps);
-    let step = steps.iter_mut().find(|(handle, _)| *handle == node).ok_or(CudaError::INVALID_VALUE)?;
-    step.1 = vec![operation];
+    let auto_free = executable.flags & AUTO_FREE != 0;
+    for step in steps.into_iter().filter(|step| step.enabled) {
+        match &step.memory {
+            Some(GraphMemory::Take(allocation)) => allocation.take(driver, &context, auto_free)?,
+            Some(GraphMemory::Free(allocation)) => stream.enqueue(driver, allocation.free()?)?,
+            None => {}
+        }
+        step.operations.into_iter().try_for_each(|operation| stream.enqueue(driver, operation))?;
+    }
     Ok(())
 }
 
@@ -327,7 +375,8 @@ driver! {
         for (_, node) in ordered(driver, &*driver.graphs.get(graph)?)? {
             let last = lock(&clone.nodes).last().copied();
             let operations = lock(&node.operations).clone();
-            add(driver, handle, &clone, node.kind, operations, last.into_iter().collect());
+            let content = (node.kind, operations, node.memory.clone());
+            add(driver, handle, &clone, content, last.into_iter().collect());
         }
         driver.graphs.insert(handle, clone);
         out.set(handle)
@@ -335,54 +384,44 @@ driver! {
     fn [cuGraphAddKernelNode cuGraphAddKernelNode_v2]
         (out: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, node: In<KernelNode>) {
         let operation = kernel_node(driver()?, &node.get()?)?;
-        add_node(out, graph, dependencies, count, NodeKind::Kernel, vec![operation])
+        add_node(out, graph, dependencies, count, (NodeKind::Kernel, vec![operation], None))
     }
     fn [cuGraphAddMemcpyNode] (
         out: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, copy: In<Copy3D>, _context: Handle,
     ) {
         let operation = copy_node(driver()?, &copy.get()?)?;
-        add_node(out, graph, dependencies, count, NodeKind::Memcpy, vec![operation])
+        add_node(out, graph, dependencies, count, (NodeKind::Memcpy, vec![operation], None))
     }
     fn [cuGraphAddMemsetNode] (
         out: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, fill: In<MemsetNode>,
         _context: Handle,
     ) {
         let operation = memset(driver()?, &fill.get()?)?;
-        add_node(out, graph, dependencies, count, NodeKind::Memset, vec![operation])
+        add_node(out, graph, dependencies, count, (NodeKind::Memset, vec![operation], None))
     }
     fn [cuGraphAddHostNode]
         (out: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, node: In<HostNode>) {
         let operation = host(&node.get()?)?;
-        add_node(out, graph, dependencies, count, NodeKind::Host, vec![operation])
+        add_node(out, graph, dependencies, count, (NodeKind::Host, vec![operation], None))
     }
     fn [cuGraphAddEmptyNode] (out: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize) {
-        add_node(out, graph, dependencies, count, NodeKind::Empty, Vec::new())
+        add_node(out, graph, dependencies, count, (NodeKind::Empty, Vec::new(), None))
     }
     fn [cuGraphAddEventRecordNode]
         (out: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, event: Handle) {
         let operation = driver()?.events.get(event)?.record();
-        add_node(out, graph, dependencies, count, NodeKind::EventRecord, vec![operation])
+        add_node(out, graph, dependencies, count, (NodeKind::EventRecord, vec![operation], None))
     }
     fn [cuGraphAddEventWaitNode]
         (out: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, event: Handle) {
         let operation = driver()?.events.get(event)?.wait();
-        add_node(out, graph, dependencies, count, NodeKind::EventWait, vec![operation])
+        add_node(out, graph, dependencies, count, (NodeKind::EventWait, vec![operation], None))
     }
     fn [cuGraphAddChildGraphNode]
         (out: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, child: Handle) {
         let driver = driver()?;
-        let steps = steps(driver, &*driver.graphs.get(child)?)?;
-        let operations = steps.into_iter().flat_map(|(_, operations)| operations).collect();
-        add_node(out, graph, dependencies, count, NodeKind::Child, operations)
-    }
-    fn [cuGraphAddDependencies] (graph: Handle, from: In<Handle>, to: In<Handle>, count: usize) {
-        let driver = driver()?;
-        driver.graphs.get(graph)?;
-        for index in 0..count {
-            driver.nodes.get(from.at(index)?)?;
-            lock(&driver.nodes.get(to.at(index)?)?.dependencies).push(from.at(index)?);
-        }
-        Ok(())
+        let operations = self::child(driver, child)?;
+        add_node(out, graph, dependencies, count, (NodeKind::Child, operations, None))
     }
     fn [cuGraphDestroyNode] (handle: Handle) {
         let driver = driver()?;
@@ -416,37 +455,20 @@ driver! {
     fn [cuGraphNodeGetType] (node: Handle, kind: Out<u32>) {
         kind.set(driver()?.nodes.get(node)?.kind as u32)
     }
-    fn [cuGraphKernelNodeSetParams cuGraphKernelNodeSetParams_v2] (node: Handle, parameters: In<KernelNode>) {
-        let driver = driver()?;
-        let operation = kernel_node(driver, &parameters.get()?)?;
-        *lock(&driver.nodes.get(node)?.operations) = vec![operation];
-        Ok(())
-    }
     fn [cuGraphInstantiate cuGraphInstantiate_v2]
         (out: Out<Handle>, graph: Handle, _error_node: Out<Handle>, _log: Out<u8>, _log_size: usize) {
-        instantiate(out, graph)
+        instantiate(out, graph, 0)
     }
-    fn [cuGraphInstantiateWithFlags] (out: Out<Handle>, graph: Handle, _flags: u64) {
-        instantiate(out, graph)
+    fn [cuGraphInstantiateWithFlags] (out: Out<Handle>, graph: Handle, flags: u64) {
+        instantiate(out, graph, flags)
     }
     fn [cuGraphInstantiateWithParams | cuGraphInstantiateWithParams_ptsz] _default
-        (out: Out<Handle>, graph: Handle, _parameters: Out<u64>) {
-        instantiate(out, graph)
-    }
-    fn [cuGraphExecKernelNodeSetParams cuGraphExecKernelNodeSetParams_v2]
-        (executable: Handle, node: Handle, parameters: In<KernelNode>) {
-        set_operation(executable, node, kernel_node(driver()?, &parameters.get()?)?)
-    }
-    fn [cuGraphExecMemcpyNodeSetParams]
-        (executable: Handle, node: Handle, copy: In<Copy3D>, _context: Handle) {
-        set_operation(executable, node, copy_node(driver()?, &copy.get()?)?)
-    }
-    fn [cuGraphExecMemsetNodeSetParams]
-        (executable: Handle, node: Handle, fill: In<MemsetNode>, _context: Handle) {
-        set_operation(executable, node, memset(driver()?, &fill.get()?)?)
-    }
-    fn [cuGraphExecHostNodeSetParams] (executable: Handle, node: Handle, parameters: In<HostNode>) {
-        set_operation(executable, node, host(&parameters.get()?)?)
+        (out: Out<Handle>, graph: Handle, parameters: Out<u64>) {
+        // The first field of the structure holds the flags.
+        instantiate(out, graph, parameters.get()?)?;
+        // The third and fourth say what went wrong: nothing.
+        parameters.set_at(2, 0)?;
+        parameters.set_at(3, 0)
     }
     fn [cuGraphUpload | cuGraphUpload_ptsz] default (executable: Handle, stream: Handle) {
         driver()?.executables.get(executable)?;
@@ -454,6 +476,9 @@ driver! {
     }
     fn [cuGraphLaunch | cuGraphLaunch_ptsz] default (executable: Handle, stream: Handle) {
         launch(executable, stream, default)
+    }
+    fn [cuGraphExecGetFlags] (executable: Handle, flags: Out<u64>) {
+        flags.set(driver()?.executables.get(executable)?.flags)
     }
     fn [cuGraphExecDestroy] (executable: Handle) {
         driver()?.executables.remove(executable).map(|_| ())

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::ptx::Parameter;
 use crate::wire::Task;
 
 use super::abi::{KernelNode, LaunchConfig};
 use super::functional::Routine;
 use super::graph::NodeKind;
+use super::interpret::{Shape, interpreted};
 use super::link::Effect;
 use super::module::Function;
-use super::ptx::Parameter;
+
 use super::state::{Context, Driver, driver};
 use super::stream::Operation;
 use super::{CudaError, DefaultStream, Handle, In, Result, driver};
@@ -21,6 +23,8 @@ struct Launch {
     function: Handle,
     grid: [u32; 3],
     block: [u32; 3],
+    /// Bytes of shared memory beside what the kernel declares.
+    shared: u32,
     arguments: Arguments,
 }
 
@@ -32,18 +36,36 @@ struct Arguments {
 }
 
 impl Arguments {
-    /// The argument at `index`, widened with zeros.
-    fn read(self, index: usize, place: Parameter) -> Result<u64> {
-        let start: In<u8> = if self.pointers != 0 {
+    /// Where the argument at `index` begins.
+    fn start(self, index: usize, place: Parameter) -> Result<In<u8>> {
+        Ok(if self.pointers != 0 {
             In::from_address(In::<usize>::from_address(self.pointers).at(index)?)
         } else {
             In::from_address(self.buffer()? + place.offset)
-        };
+        })
+    }
+
+    /// The argument at `index`, widened with zeros.
+    fn read(self, index: usize, place: Parameter) -> Result<u64> {
+        let start = self.start(index, place)?;
         let mut bytes = [0; 8];
         for (at, byte) in bytes.iter_mut().take(place.size).enumerate() {
             *byte = start.at(at)?;
         }
         Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// All arguments, each at its place.
+    fn read_all(self, places: &[Parameter]) -> Result<Vec<u8>> {
+        let end = places.last().map_or(0, |last| last.offset + last.size);
+        let mut bytes = vec![0; end];
+        for (index, &place) in places.iter().enumerate() {
+            let start = self.start(index, place)?;
+            for (at, byte) in bytes[place.offset..place.offset + place.size].iter_mut().enumerate() {
+                *byte = start.at(at)?;
+            }
+        }
+        Ok(bytes)
     }
 
     /// The buffer in the list of extra options: pairs of a key and a value, ended by zero.
@@ -60,6 +82,18 @@ impl Arguments {
             }
         }
     }
+}
+
+/// `CUDA_LAUNCH_PARAMS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct DeviceLaunch {
+    function: Handle,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    stream: Handle,
+    pointers: usize,
 }
 
 /// Places of parameters of these sizes, each aligned to its size.
@@ -80,7 +114,7 @@ fn routine_arguments(
     arguments: Arguments,
 ) -> Result<Option<[u64; 4]>> {
     let expected = routine.parameter_sizes();
-    let places = function.parameters.clone().unwrap_or_else(|| places(expected));
+    let places = function.parameters().map_or_else(|| places(expected), <[Parameter]>::to_vec);
     let fits = places.len() == expected.len()
         && places.iter().zip(expected).enumerate().all(|(index, (place, size))| {
             place.size == size || (index == routine.count_index() && place.size == 8)
@@ -123,7 +157,20 @@ impl Launch {
             let first = self.arguments.read(0, Parameter { offset: 0, size: 4 })?;
             argument = u32::try_from(first).unwrap_or(u32::MAX);
         }
-        if let Some(routine) = function.routine {
+        // `spin_us` is known to take time alone; its text waits for a real GPU's clock.
+        if let (Some((program, kernel)), false) = (function.text(), function.is_spin) {
+            let (grid, block, shared) = (self.grid, self.block, self.shared);
+            let read = || self.arguments.read_all(kernel.parameters());
+            effect = interpreted(
+                driver,
+                context,
+                &function,
+                program.code(kernel),
+                Shape { grid, block, shared },
+                read,
+            )?;
+        }
+        if let (Some(routine), None) = (function.routine, &effect) {
             let values = routine_arguments(routine, &function, self.arguments)?;
             effect = values.map(|values| computing(routine, values, driver, context));
         }
@@ -142,31 +189,41 @@ impl Launch {
 /// The node of a graph that launches a kernel.
 pub(super) fn kernel_node(driver: &Driver, node: &KernelNode) -> Result<Operation> {
     let arguments = Arguments { pointers: node.parameters, extra: node.extra };
-    let launch = Launch { function: node.function, grid: node.grid, block: node.block, arguments };
+    let KernelNode { function, grid, block, shared_bytes: shared, .. } = *node;
+    let launch = Launch { function, grid, block, shared, arguments };
     launch.operation(driver, &driver.current()?)
 }
 
 driver! {
     fn [cuLaunchKernel | cuLaunchKernel_ptsz] default (
         function: Handle, grid_x: u32, grid_y: u32, grid_z: u32, block_x: u32, block_y: u32, block_z: u32,
-        _shared: u32, stream: Handle, pointers: usize, extra: usize,
+        shared: u32, stream: Handle, pointers: usize, extra: usize,
     ) {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        Launch { function, grid, block, arguments: Arguments { pointers, extra } }.enqueue(stream, default)
+        Launch { function, grid, block, shared, arguments: Arguments { pointers, extra } }.enqueue(stream, default)
     }
 
     fn [cuLaunchCooperativeKernel | cuLaunchCooperativeKernel_ptsz] default (
         function: Handle, grid_x: u32, grid_y: u32, grid_z: u32, block_x: u32, block_y: u32, block_z: u32,
-        _shared: u32, stream: Handle, pointers: usize,
+        shared: u32, stream: Handle, pointers: usize,
     ) {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        Launch { function, grid, block, arguments: Arguments { pointers, extra: 0 } }.enqueue(stream, default)
+        Launch { function, grid, block, shared, arguments: Arguments { pointers, extra: 0 } }.enqueue(stream, default)
+    }
+
+    fn [cuLaunchCooperativeKernelMultiDevice] (launches: In<DeviceLaunch>, count: u32, _flags: u32) {
+        for index in 0..count as usize {
+            let DeviceLaunch { function, grid, block, shared, stream, pointers } = launches.at(index)?;
+            let launch = Launch { function, grid, block, shared, arguments: Arguments { pointers, extra: 0 } };
+            launch.enqueue(stream, DefaultStream::Legacy)?;
+        }
+        Ok(())
     }
 
     fn [cuLaunchKernelEx | cuLaunchKernelEx_ptsz] default
         (config: In<LaunchConfig>, function: Handle, pointers: usize, extra: usize) {
-        let LaunchConfig { grid, block, stream, .. } = config.get()?;
-        Launch { function, grid, block, arguments: Arguments { pointers, extra } }.enqueue(stream, default)
+        let LaunchConfig { grid, block, shared_bytes: shared, stream, .. } = config.get()?;
+        Launch { function, grid, block, shared, arguments: Arguments { pointers, extra } }.enqueue(stream, default)
     }
 }
 

@@ -20,6 +20,12 @@ use super::{CudaError, Result};
 /// What an operation does in this process when its time on the GPU is over.
 pub(crate) type Effect = Arc<dyn Fn() + Send + Sync>;
 
+/// What a stream waits for.
+pub(crate) type Condition = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// How often conditions are looked at.
+const LOOK: std::time::Duration = std::time::Duration::from_micros(100);
+
 type Answer = (u32, [u64; 2]);
 
 /// A host function that is due.
@@ -27,6 +33,7 @@ struct Due {
     gpu: u8,
     stream: u32,
     effect: Option<Effect>,
+    condition: Option<Condition>,
 }
 
 pub(crate) struct Link {
@@ -35,6 +42,7 @@ pub(crate) struct Link {
     out: Mutex<Vec<u8>>,
     waiting: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
     effects: Mutex<HashMap<u64, Effect>>,
+    conditions: Mutex<HashMap<u64, Condition>>,
     numbers: AtomicU64,
 }
 
@@ -63,6 +71,7 @@ impl Link {
             out: Mutex::default(),
             waiting: Mutex::default(),
             effects: Mutex::default(),
+            conditions: Mutex::default(),
             numbers: AtomicU64::new(1),
         });
         let (due, functions) = mpsc::channel();
@@ -117,6 +126,13 @@ impl Link {
         self.send(&Request::Submit { gpu, stream, tag, notify, task })
     }
 
+    /// Queues a wait for a condition on a stream.
+    pub(crate) fn submit_wait(&self, gpu: u8, stream: u32, condition: Condition) -> Result {
+        let tag = self.numbers.fetch_add(1, Ordering::Relaxed);
+        lock(&self.conditions).insert(tag, condition);
+        self.send(&Request::Submit { gpu, stream, tag, notify: false, task: Task::Host })
+    }
+
     fn read(&self, mut inbox: Inbox, due: &mpsc::Sender<Due>) {
         while let Ok(reply) = inbox.next() {
             match reply {
@@ -135,7 +151,8 @@ impl Link {
                 Reply::HostDue { gpu, stream, tag } => {
                     let effect = lock(&self.effects).remove(&tag);
                     // The thread that calls them lives as long as this one.
-                    let _ = due.send(Due { gpu, stream, effect });
+                    let condition = lock(&self.conditions).remove(&tag);
+                    let _ = due.send(Due { gpu, stream, effect, condition });
                 }
                 Reply::Welcome { .. } => break,
             }
@@ -147,12 +164,28 @@ impl Link {
     }
 
     fn call_host_functions(&self, due: &mpsc::Receiver<Due>) {
-        for Due { gpu, stream, effect } in due {
-            if let Some(function) = effect {
-                function();
+        let mut waiting: Vec<Due> = Vec::new();
+        loop {
+            let next = if waiting.is_empty() {
+                due.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected)
+            } else {
+                due.recv_timeout(LOOK)
+            };
+            match next {
+                Ok(one) => {
+                    if let Some(function) = &one.effect {
+                        function();
+                    }
+                    waiting.push(one);
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
-            if self.send(&Request::HostDone { gpu, stream }).is_err() {
-                return;
+            let holds = |one: &mut Due| one.condition.as_ref().is_none_or(|condition| condition());
+            for Due { gpu, stream, .. } in waiting.extract_if(.., holds) {
+                if self.send(&Request::HostDone { gpu, stream }).is_err() {
+                    return;
+                }
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Memory: real in this process, counted at the daemon. A device pointer is the address of a private mapping, whose
-//! pages exist only once they are written.
+//! Memory: real in this process, counted at the daemon. A device pointer is the address of a mapping of this process,
+//! whose pages exist only once they are written.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -7,8 +7,10 @@ use std::sync::Mutex;
 use crate::wire::{Request, Task};
 
 use super::abi::Location;
+use super::backing::store;
 use super::context::synchronize;
-use super::graph::NodeKind;
+use super::graph::{self, NodeKind};
+use super::mapping::{map, unmap, wait_for_kernels};
 use super::state::{Context, Driver, driver, lock};
 use super::stream::Operation;
 use super::{CudaError, DefaultStream, Handle, Out, Result, driver};
@@ -31,12 +33,21 @@ pub(super) enum Kind {
     Registered,
     /// A virtual address range that physical memory is mapped to.
     Mapped(Handle),
+    /// On the device, for the nodes of a graph.
+    Graph,
+    /// On the device, allocated and counted by another process.
+    Imported,
 }
 
 impl Kind {
     /// Whether the GPU's memory backs it.
     pub(super) fn is_device(self) -> bool {
         !matches!(self, Self::Host | Self::Registered)
+    }
+
+    /// Whether it can be freed in stream order.
+    fn may_leave(self) -> bool {
+        matches!(self, Self::Device | Self::Pooled(_) | Self::Managed)
     }
 }
 
@@ -48,6 +59,8 @@ pub(super) struct Allocation {
     pub(super) kind: Kind,
     pub(super) context: Handle,
     pub(super) gpu: u8,
+    /// Where it lies in the file behind device memory.
+    place: u64,
     flags: u32,
     /// It will be given back in stream order.
     leaving: bool,
@@ -55,16 +68,22 @@ pub(super) struct Allocation {
 
 impl Allocation {
     pub(super) fn mapped(base: u64, size: u64, physical: Handle, context: Handle, gpu: u8) -> Self {
-        Self { base, size, kind: Kind::Mapped(physical), context, gpu, flags: 0, leaving: false }
+        Self { base, size, kind: Kind::Mapped(physical), context, gpu, place: 0, flags: 0, leaving: false }
     }
 
-    /// Bytes in the daemon's book.
-    fn counted(&self) -> u64 {
-        counted(self.size)
+    pub(super) fn imported(base: u64, size: u64, context: &Context) -> Self {
+        let (context, gpu) = (context.handle, context.gpu);
+        Self { base, size, kind: Kind::Imported, context, gpu, place: 0, flags: 0, leaving: false }
+    }
+
+    /// Where it lies in the file behind device memory, if another process may map it.
+    pub(super) fn place_to_share(&self) -> Option<u64> {
+        (self.kind == Kind::Device).then_some(self.place)
     }
 }
 
-fn counted(size: u64) -> u64 {
+/// Bytes as they are counted: the granule's multiple.
+pub(super) fn counted(size: u64) -> u64 {
     size.div_ceil(GRANULE) * GRANULE
 }
 
@@ -82,15 +101,34 @@ impl Allocations {
 
     /// Whether all of the `length` bytes from `address` are device memory that is in use.
     pub(super) fn is_device_range(&self, address: u64, length: u64) -> bool {
-        length == 0
-            || self
-                .find(address)
-                .is_some_and(|found| found.kind.is_device() && length <= found.size - (address - found.base))
+        self.is_covered(address, length, Kind::is_device)
     }
 
     /// Whether a kernel may use all of the `length` bytes from `address`.
     pub(super) fn is_reachable(&self, address: u64, length: u64) -> bool {
-        length == 0 || self.find(address).is_some_and(|found| length <= found.size - (address - found.base))
+        self.is_covered(address, length, |_| true)
+    }
+
+    /// Whether memory of a kind lies at all of the `length` bytes from `address`. Physical memory may be mapped piece
+    /// by piece.
+    fn is_covered(&self, address: u64, length: u64, fits: impl Fn(Kind) -> bool) -> bool {
+        let Some(end) = address.checked_add(length) else { return false };
+        let mut at = address;
+        while at < end {
+            let Some(found) = self.find(at).filter(|found| fits(found.kind)) else { return false };
+            let next = found.base + found.size;
+            if next < end && !matches!(found.kind, Kind::Mapped(_)) {
+                return false;
+            }
+            at = next;
+        }
+        true
+    }
+
+    /// Begin and end of all memory that a kernel may use, by address.
+    pub(super) fn ranges(&self) -> Vec<(u64, u64)> {
+        let range = |found: &Allocation| (found.base, found.base.saturating_add(found.size));
+        lock(&self.0).values().map(range).collect()
     }
 
     pub(super) fn insert(&self, allocation: Allocation) {
@@ -109,9 +147,22 @@ impl Allocations {
     /// Marks the memory that begins at `base` as one that leaves in stream order; only once.
     fn mark_leaving(&self, base: u64) -> Option<Allocation> {
         let mut all = lock(&self.0);
-        let allocation = all.get_mut(&base).filter(|found| found.kind.is_device() && !found.leaving)?;
+        let allocation = all.get_mut(&base).filter(|found| found.kind.may_leave() && !found.leaving)?;
         allocation.leaving = true;
         Some(*allocation)
+    }
+
+    /// Whether any memory lies in the `length` bytes from `address`.
+    pub(super) fn touches(&self, address: u64, length: u64) -> bool {
+        let next = lock(&self.0).range(address..address.saturating_add(length)).next().is_some();
+        next || self.find(address).is_some()
+    }
+
+    /// Makes all memory of one context that of another.
+    pub(super) fn hand_over(&self, from: Handle, to: Handle) {
+        for allocation in lock(&self.0).values_mut().filter(|allocation| allocation.context == from) {
+            allocation.context = to;
+        }
     }
 
     /// Gives back all memory of a context that is destroyed.
@@ -124,42 +175,15 @@ impl Allocations {
     }
 }
 
-/// Maps fresh memory; its pages exist once they are touched.
-pub(super) fn map(size: u64) -> Result<u64> {
-    let length = usize::try_from(size).map_err(|_| CudaError::OUT_OF_MEMORY)?;
-    // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
-    let address = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    };
-    if address == libc::MAP_FAILED {
-        return Err(CudaError::OUT_OF_MEMORY);
-    }
-    Ok(address.expose_provenance() as u64)
-}
-
-/// Unmaps memory that [`map`] made.
-pub(super) fn unmap(base: u64, size: u64) {
-    let Ok(address) = usize::try_from(base) else { return };
-    let Ok(length) = usize::try_from(size) else { return };
-    // SAFETY: only called with what `map` returned and was taken out of the table, so nobody else unmaps it.
-    unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(address), length) };
-}
-
 /// Takes device memory from the card.
 pub(super) fn take(driver: &Driver, context: &Context, size: u64) -> Result {
     let (gpu, bytes) = (context.gpu, counted(size));
     let ask = || driver.link.call(|token| Request::Allocate { token, gpu, bytes }).map(|_| ());
     match ask() {
-        // Memory that is given back in stream order may be on its way.
+        // Memory that is given back in stream order may be on its way, and pools may keep some.
         Err(CudaError::OUT_OF_MEMORY) => {
             synchronize(driver, context)?;
+            driver.pools.trim_all(driver, gpu)?;
             ask()
         }
         other => other,
@@ -171,31 +195,56 @@ pub(super) fn allocate(driver: &Driver, context: &Context, size: u64, kind: Kind
     if size == 0 {
         return Err(CudaError::INVALID_VALUE);
     }
-    if kind.is_device() {
-        take(driver, context, size)?;
+    if !kind.is_device() {
+        let base = map(size)?;
+        let (context, gpu) = (context.handle, context.gpu);
+        driver.memory.insert(Allocation { base, size, kind, context, gpu, place: 0, flags, leaving: false });
+        return Ok(base);
     }
-    let base = map(size).inspect_err(|_| {
-        if kind.is_device() {
-            let _ = driver.link.send(&Request::Free { gpu: context.gpu, bytes: counted(size) });
-        }
-    })?;
+    take(driver, context, size)?;
+    allocate_address(driver, context, size, kind).inspect_err(|_| {
+        let _ = driver.link.send(&Request::Free { gpu: context.gpu, bytes: counted(size) });
+    })
+}
+
+/// The address of device memory that is counted already.
+pub(super) fn allocate_address(driver: &Driver, context: &Context, size: u64, kind: Kind) -> Result<u64> {
+    let store = store()?;
+    let place = store.take(size);
+    let base = store.map(place, size)?;
     let (context, gpu) = (context.handle, context.gpu);
-    driver.memory.insert(Allocation { base, size, kind, context, gpu, flags, leaving: false });
+    driver.memory.insert(Allocation { base, size, kind, context, gpu, place, flags: 0, leaving: false });
     Ok(base)
+}
+
+/// Unmaps device memory that was taken out of the table, and drops its pages.
+pub(super) fn drop_pages(allocation: &Allocation) {
+    unmap(allocation.base, allocation.size);
+    if let Ok(store) = store() {
+        store.give_back(allocation.place, allocation.size);
+    }
 }
 
 /// Gives back memory that was taken out of the table.
 fn release(driver: &Driver, allocation: &Allocation) -> Result {
-    match allocation.kind {
-        Kind::Registered | Kind::Mapped(_) => return Ok(()),
-        Kind::Pooled(pool) => driver.pools.give_back(pool, allocation.counted()),
-        Kind::Device | Kind::Managed | Kind::Host => {}
-    }
-    unmap(allocation.base, allocation.size);
-    if allocation.kind == Kind::Host {
-        return Ok(());
-    }
-    driver.link.send(&Request::Free { gpu: allocation.gpu, bytes: allocation.counted() })
+    let (gpu, size) = (allocation.gpu, allocation.size);
+    let bytes = match allocation.kind {
+        // Others give these back.
+        Kind::Registered | Kind::Mapped(_) | Kind::Graph | Kind::Imported => return Ok(()),
+        Kind::Host => {
+            unmap(allocation.base, size);
+            return Ok(());
+        }
+        Kind::Pooled(pool) => {
+            let pool = driver.pools.get(pool)?;
+            let leaves = pool.plan(size);
+            pool.settle(size, leaves);
+            leaves
+        }
+        Kind::Device | Kind::Managed => counted(size),
+    };
+    drop_pages(allocation);
+    driver.link.send(&Request::Free { gpu, bytes })
 }
 
 /// Frees device memory; like the real driver, only once all work is done.
@@ -209,6 +258,9 @@ pub(super) fn release_at(pointer: u64) -> Result {
     if let Ok(context) = driver.contexts.get(found.context) {
         synchronize(driver, &context)?;
     }
+    if found.kind == Kind::Graph {
+        return graph::free_now(pointer);
+    }
     let fits = |found: &Allocation| matches!(found.kind, Kind::Device | Kind::Pooled(_) | Kind::Managed);
     let gone = driver.memory.remove(pointer, fits).ok_or(CudaError::INVALID_VALUE)?;
     release(driver, &gone)
@@ -218,17 +270,24 @@ pub(super) fn release_at(pointer: u64) -> Result {
 fn free_later(pointer: u64, stream: Handle, default: DefaultStream) -> Result {
     let driver = driver()?;
     let stream = driver.stream(stream, default)?;
-    stream.refuse_capture()?;
+    if stream.is_capturing() {
+        return graph::capture_free(driver, &stream, pointer);
+    }
+    if driver.memory.find(pointer).is_some_and(|found| found.kind == Kind::Graph && found.base == pointer) {
+        return stream.enqueue(driver, graph::free_operation(driver, pointer)?);
+    }
     let leaving = driver.memory.mark_leaving(pointer).ok_or(CudaError::INVALID_VALUE)?;
+    let pool = if let Kind::Pooled(pool) = leaving.kind { Some(driver.pools.get(pool)?) } else { None };
+    let bytes = pool.as_ref().map_or_else(|| counted(leaving.size), |pool| pool.plan(leaving.size));
     let effect = move || {
         if let Some(gone) = driver.memory.remove(leaving.base, |found| found.leaving) {
-            unmap(gone.base, gone.size);
-            if let Kind::Pooled(pool) = gone.kind {
-                driver.pools.give_back(pool, gone.counted());
+            drop_pages(&gone);
+            if let Some(pool) = &pool {
+                pool.settle(gone.size, bytes);
             }
         }
     };
-    let task = Some(Task::Release(leaving.counted()));
+    let task = Some(Task::Release(bytes));
     stream.enqueue(
         driver,
         Operation { kind: NodeKind::MemFree, task, effect: Some(std::sync::Arc::new(effect)) },
@@ -352,12 +411,13 @@ driver! {
         }
         let (context, gpu, size) = (context.handle, context.gpu, size as u64);
         let kind = Kind::Registered;
-        driver.memory.insert(Allocation { base: pointer, size, kind, context, gpu, flags, leaving: false });
+        driver.memory.insert(Allocation { base: pointer, size, kind, context, gpu, place: 0, flags, leaving: false });
         Ok(())
     }
 
     fn [cuMemHostUnregister] (pointer: u64) {
         let gone = driver()?.memory.remove(pointer, |found| found.kind == Kind::Registered);
+        wait_for_kernels();
         gone.map(|_| ()).ok_or(CudaError::HOST_MEMORY_NOT_REGISTERED)
     }
 
@@ -387,6 +447,25 @@ driver! {
 
     fn [cuPointerSetAttribute] (_value: super::In<u8>, _attribute: u32, pointer: u64) {
         driver()?.memory.find(pointer).map(|_| ()).ok_or(CudaError::INVALID_VALUE)
+    }
+
+    fn [cuMemPrefetchBatchAsync | cuMemPrefetchBatchAsync_ptsz] default (
+        _pointers: usize, _sizes: usize, _count: usize, _locations: usize, _indices: usize, _location_count: usize,
+        _flags: u64, stream: Handle,
+    ) {
+        driver()?.stream(stream, default).map(|_| ())
+    }
+
+    fn [cuMemDiscardBatchAsync | cuMemDiscardBatchAsync_ptsz] default
+        (_pointers: usize, _sizes: usize, _count: usize, _flags: u64, stream: Handle) {
+        driver()?.stream(stream, default).map(|_| ())
+    }
+
+    fn [cuMemDiscardAndPrefetchBatchAsync | cuMemDiscardAndPrefetchBatchAsync_ptsz] default (
+        _pointers: usize, _sizes: usize, _count: usize, _locations: usize, _indices: usize, _location_count: usize,
+        _flags: u64, stream: Handle,
+    ) {
+        driver()?.stream(stream, default).map(|_| ())
     }
 
     fn [cuMemAdvise] (_pointer: u64, _size: usize, _advice: u32, _device: i32) {

@@ -3,15 +3,18 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char};
-use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use crate::cost::SPIN;
+use crate::ptx::{Kernel, Parameter, Program};
 use crate::wire::Request;
 
 use super::abi::LaunchConfig;
+use super::fatbin;
 use super::functional::Routine;
-use super::memory::{Kind, allocate};
-use super::ptx::{self, Parameter};
+use super::mapping::put;
+use super::memory::{Kind, allocate, release_at};
 use super::state::{Driver, driver, lock};
 use super::{CudaError, Handle, In, Out, Result, Text, driver};
 
@@ -21,7 +24,7 @@ const LONGEST_NAME: usize = 32_768;
 /// What a program loads.
 #[derive(Debug)]
 enum Image {
-    Text(ptx::Text),
+    Text(Arc<Program>),
     /// Machine code: its kernels are not read, any name is taken to be one.
     Binary,
 }
@@ -33,6 +36,8 @@ pub(super) struct Module {
     functions: Mutex<HashMap<String, Handle>>,
     /// Variables that have been asked for: address and size.
     variables: Mutex<HashMap<String, (u64, u64)>>,
+    /// Texture and surface references that have been asked for.
+    pub(super) references: Mutex<HashMap<String, Handle>>,
 }
 
 /// A kernel.
@@ -43,11 +48,36 @@ pub(super) struct Function {
     pub(super) number: u32,
     module: Handle,
     /// Known for modules in text form alone.
-    pub(super) parameters: Option<Vec<Parameter>>,
+    program: Option<Arc<Program>>,
     pub(super) routine: Option<Routine>,
     /// Its first argument decides how long it runs.
     pub(super) is_spin: bool,
+    /// With as many threads or more it was found to be too long to be computed.
+    pub(super) too_long: AtomicU64,
     attributes: Mutex<HashMap<u32, i32>>,
+}
+
+impl Function {
+    pub(super) fn name(&self) -> &str {
+        self.name.to_str().unwrap_or_default()
+    }
+
+    /// The text of the kernel, and that around it.
+    pub(super) fn text(&self) -> Option<(&Program, &Kernel)> {
+        let program = self.program.as_ref()?;
+        Some((program, program.kernel(self.name())?))
+    }
+
+    /// Known for modules in text form alone.
+    pub(super) fn parameters(&self) -> Option<&[Parameter]> {
+        self.text().map(|(_, kernel)| kernel.parameters())
+    }
+
+    /// The addresses of variables of its module.
+    pub(super) fn variables(&self, driver: &Driver, names: &[String]) -> Result<Vec<u64>> {
+        let base = |name: &String| variable(driver, self.module, name).map(|(base, _)| base);
+        names.iter().map(base).collect()
+    }
 }
 
 /// Reads what kind of image lies there.
@@ -55,16 +85,21 @@ fn read_image(image: In<u8>) -> Result<Image> {
     if image.is_null() {
         return Err(CudaError::INVALID_VALUE);
     }
-    // ELF; a fat binary; the wrapper that nvcc puts around one.
-    let magics: [&[u8]; 3] =
-        [&[0x7f, b'E', b'L', b'F'], &[0x50, 0xed, 0x55, 0xba], &[0xb1, 0x43, 0x62, 0x46]];
     // Compared byte by byte: a text may be shorter than a magic number.
-    let begins = |magic: &[u8]| magic.iter().enumerate().all(|(at, &byte)| image.at(at) == Ok(byte));
-    if magics.into_iter().any(begins) {
+    let begins = |image: In<u8>, magic: u32| {
+        magic.to_le_bytes().iter().enumerate().all(|(at, &byte)| image.at(at) == Ok(byte))
+    };
+    if begins(image, u32::from_le_bytes(*b"\x7fELF")) {
         return Ok(Image::Binary);
     }
+    let image = if begins(image, fatbin::WRAPPER_MAGIC) { fatbin::unwrap(image)? } else { image };
+    if begins(image, fatbin::MAGIC) {
+        let capability = driver()?.device(0)?.capability;
+        let text = fatbin::ptx(image, capability)?.and_then(|text| Program::parse(&text).ok());
+        return Ok(text.map_or(Image::Binary, |program| Image::Text(Arc::new(program))));
+    }
     let text = image.cast::<c_char>().text().get().map_err(|_| CudaError::INVALID_IMAGE)?;
-    ptx::parse(&text).map(Image::Text).ok_or(CudaError::INVALID_PTX)
+    Program::parse(&text).map(|program| Image::Text(Arc::new(program))).map_err(|_| CudaError::INVALID_PTX)
 }
 
 fn read_file(path: &str) -> Result<Image> {
@@ -77,11 +112,17 @@ fn load(out: Out<Handle>, image: Image) -> Result {
     if out.is_null() {
         return Err(CudaError::INVALID_VALUE);
     }
-    let module = Module { image, functions: Mutex::default(), variables: Mutex::default() };
+    let module = Module {
+        image,
+        functions: Mutex::default(),
+        variables: Mutex::default(),
+        references: Mutex::default(),
+    };
     out.set(driver()?.modules.add(module))
 }
 
-fn load_module(out: Out<Handle>, image: In<u8>) -> Result {
+/// Loads an image into the current context.
+pub(super) fn load_module(out: Out<Handle>, image: In<u8>) -> Result {
     driver()?.current()?;
     load(out, read_image(image)?)
 }
@@ -104,12 +145,11 @@ fn function(driver: &Driver, handle: Handle, name: &str) -> Result<Handle> {
     if let Some(&known) = functions.get(name) {
         return Ok(known);
     }
-    let parameters = match &module.image {
+    let program = match &module.image {
         Image::Binary => None,
-        Image::Text(text) => {
-            let kernel =
-                text.kernels.iter().find(|kernel| kernel.name == name).ok_or(CudaError::NOT_FOUND)?;
-            Some(kernel.parameters.clone())
+        Image::Text(program) => {
+            program.kernel(name).ok_or(CudaError::NOT_FOUND)?;
+            Some(Arc::clone(program))
         }
     };
     if name.is_empty() || name.len() > LONGEST_NAME {
@@ -119,9 +159,10 @@ fn function(driver: &Driver, handle: Handle, name: &str) -> Result<Handle> {
         name: CString::new(name).map_err(|_| CudaError::INVALID_VALUE)?,
         number: number(driver, name)?,
         module: handle,
-        parameters,
+        program,
         routine: Routine::named(name),
         is_spin: name == SPIN,
+        too_long: AtomicU64::new(u64::MAX),
         attributes: Mutex::default(),
     });
     functions.insert(name.into(), function);
@@ -132,42 +173,61 @@ fn get_function(out: Out<Handle>, module: Handle, name: Text) -> Result {
     out.set(function(driver()?, module, &name.get()?)?)
 }
 
-/// A variable's memory, made when it is first asked for.
 fn get_variable(address: Out<u64>, bytes: Out<usize>, handle: Handle, name: Text) -> Result {
-    /// Variables of machine code are not read: this is room for most.
-    const UNKNOWN_SIZE: u64 = 64 << 10;
-    let driver = driver()?;
-    let (module, name) = (driver.modules.get(handle)?, name.get()?);
-    let mut variables = lock(&module.variables);
-    let (base, size) = if let Some(&known) = variables.get(&name) {
-        known
-    } else {
-        let size = match &module.image {
-            Image::Binary => UNKNOWN_SIZE,
-            Image::Text(text) => {
-                let found = text.variables.iter().find(|(known, _)| *known == name);
-                found.ok_or(CudaError::NOT_FOUND)?.1.max(1)
-            }
-        };
-        (allocate(driver, &*driver.current()?, size, Kind::Device, 0)?, size)
-    };
-    variables.insert(name, (base, size));
+    let (base, size) = variable(driver()?, handle, &name.get()?)?;
     address.set_if_wanted(base);
     bytes.set_if_wanted(usize::try_from(size).unwrap_or(usize::MAX));
     Ok(())
 }
 
+/// A variable's memory and its size. It is made, and filled with its first value, when it is first asked for.
+fn variable(driver: &Driver, handle: Handle, name: &str) -> Result<(u64, u64)> {
+    /// Variables of machine code are not read: this is room for most.
+    const UNKNOWN_SIZE: u64 = 64 << 10;
+    let module = driver.modules.get(handle)?;
+    let mut variables = lock(&module.variables);
+    if let Some(&known) = variables.get(name) {
+        return Ok(known);
+    }
+    let text = match &module.image {
+        Image::Binary => None,
+        Image::Text(program) => Some(program.variable(name).ok_or(CudaError::NOT_FOUND)?),
+    };
+    let size = text.map_or(UNKNOWN_SIZE, |text| text.size.max(1));
+    let base = allocate(driver, &*driver.current()?, size, Kind::Device, 0)?;
+    if let Some(initial) = text.and_then(|text| text.initial.as_ref()) {
+        put(base, initial);
+    }
+    variables.insert(name.into(), (base, size));
+    // Those that it points to may point back to it.
+    drop(variables);
+    for (place, other, added) in text.map_or(&[][..], |text| &text.references) {
+        let target = match variable(driver, handle, other) {
+            Ok((target, _)) => target,
+            // It points to a function, which has no address here.
+            Err(CudaError::NOT_FOUND) => continue,
+            Err(error) => return Err(error),
+        };
+        put(base + place, &target.wrapping_add_signed(*added).to_le_bytes());
+    }
+    Ok((base, size))
+}
+
 fn unload(handle: Handle) -> Result {
     let driver = driver()?;
-    driver.modules.remove(handle)?;
+    let module = driver.modules.remove(handle)?;
     driver.functions.retain(|function| function.module != handle);
+    for (base, _) in lock(&module.variables).drain().map(|(_, place)| place) {
+        // With its context, a variable may be gone already.
+        let _ = release_at(base);
+    }
     Ok(())
 }
 
 fn count_functions(out: Out<u32>, handle: Handle) -> Result {
     let module = driver()?.modules.get(handle)?;
     let count = match &module.image {
-        Image::Text(text) => text.kernels.len(),
+        Image::Text(program) => program.kernels().len(),
         Image::Binary => lock(&module.functions).len(),
     };
     out.set(u32::try_from(count).unwrap_or(u32::MAX))
@@ -177,7 +237,7 @@ fn enumerate(out: Out<Handle>, limit: u32, handle: Handle) -> Result {
     let driver = driver()?;
     let module = driver.modules.get(handle)?;
     let names: Vec<String> = match &module.image {
-        Image::Text(text) => text.kernels.iter().map(|kernel| kernel.name.clone()).collect(),
+        Image::Text(program) => program.kernels().iter().map(|kernel| kernel.name().to_owned()).collect(),
         Image::Binary => lock(&module.functions).keys().cloned().collect(),
     };
     for (index, name) in names.iter().take(limit as usize).enumerate() {
@@ -212,13 +272,16 @@ fn set_attribute(handle: Handle, number: u32, value: i32) -> Result {
 
 fn parameter(handle: Handle, index: usize) -> Result<Parameter> {
     let function = driver()?.functions.get(handle)?;
-    let parameters = function.parameters.as_ref().ok_or(CudaError::NOT_SUPPORTED)?;
+    let parameters = function.parameters().ok_or(CudaError::NOT_SUPPORTED)?;
     parameters.get(index).copied().ok_or(CudaError::INVALID_VALUE)
 }
 
-/// Blocks of `threads` threads that fit on one SM: at most 32 blocks and 2048 threads.
+/// Blocks of `threads` threads that fit on one SM: at most 32 blocks and 2048 threads, or half of that.
 fn blocks_per_sm(threads: i32) -> Result<i32> {
-    if threads < 1 { Err(CudaError::INVALID_VALUE) } else { Ok((2048 / threads).min(32)) }
+    let driver = driver()?;
+    let is_small = driver.device(driver.current()?.ordinal)?.capability >= (7, 5);
+    let (most_blocks, most_threads) = if is_small { (16, 1024) } else { (32, 2048) };
+    if threads < 1 { Err(CudaError::INVALID_VALUE) } else { Ok((most_threads / threads).min(most_blocks)) }
 }
 
 fn best_block(grid: Out<i32>, block: Out<i32>, handle: Handle, limit: i32) -> Result {
@@ -322,7 +385,7 @@ driver! {
     }
     fn [cuFuncGetParamCount cuKernelGetParamCount] (function: Handle, count: Out<usize>) {
         let function = driver()?.functions.get(function)?;
-        count.set(function.parameters.as_ref().ok_or(CudaError::NOT_SUPPORTED)?.len())
+        count.set(function.parameters().ok_or(CudaError::NOT_SUPPORTED)?.len())
     }
     fn [cuOccupancyMaxActiveBlocksPerMultiprocessor] (out: Out<i32>, _function: Handle, threads: i32, _shared: usize) {
         out.set(blocks_per_sm(threads)?)

@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 
 use super::device::DRIVER_VERSION;
-use super::{CudaError, In, Out, Result, Text, driver};
+use super::{CudaError, Out, Result, Text, driver};
 
 /// One form of a function.
 struct Entry {
@@ -77,14 +77,6 @@ driver! {
         (name: Text, function: Out<*const c_void>, version: i32, flags: u64, status: Out<u32>) {
         let flags = if default == super::DefaultStream::PerThread && flags == 0 { PER_THREAD } else { flags };
         answer(name, function, version, flags, Some(status))
-    }
-
-    // Private tables of NVIDIA's driver. One of them lets its runtime check that the driver is NVIDIA's, which
-    // this one is not: none is offered.
-    fn [cuGetExportTable] (table: Out<*const c_void>, id: In<[u8; 16]>) {
-        id.get()?;
-        table.set(std::ptr::null())?;
-        Err(CudaError::NOT_FOUND)
     }
 }
 

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use crate::card::Device;
 
-use super::array::Array;
+use super::array::{Array, Mipmap};
 use super::event::Event;
+use super::export_tables::LocalStorage;
 use super::graph::{Executable, Graph, Node};
 use super::jit::Linking;
 use super::link::Link;
@@ -16,6 +17,7 @@ use super::memory::Allocations;
 use super::module::{Function, Module};
 use super::pool::Pools;
 use super::stream::Stream;
+use super::texture::{Object, Reference};
 use super::virtual_memory::Physical;
 use super::{CudaError, DefaultStream, Handle, Result};
 
@@ -29,8 +31,37 @@ static FORKED: AtomicBool = AtomicBool::new(false);
 static DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
 
 thread_local! {
-    /// The stack of contexts of this thread; the last one is current.
-    static CURRENT: RefCell<Vec<Handle>> = const { RefCell::new(Vec::new()) };
+    /// The stack of contexts of this thread. It has no destructor: programs call the driver until the process has ended.
+    static CURRENT: RefCell<ContextStack> =
+        const { RefCell::new(ContextStack { contexts: [0; DEEPEST_STACK], depth: 0 }) };
+}
+
+/// How many contexts can lie on a thread's stack.
+const DEEPEST_STACK: usize = 64;
+
+/// The contexts of a thread; the last one is current.
+struct ContextStack {
+    contexts: [Handle; DEEPEST_STACK],
+    depth: usize,
+}
+
+impl ContextStack {
+    fn last(&self) -> Option<Handle> {
+        self.depth.checked_sub(1).map(|top| self.contexts[top])
+    }
+
+    /// Puts a context on top, unless the stack is full.
+    fn push(&mut self, context: Handle) -> Result {
+        *self.contexts.get_mut(self.depth).ok_or(CudaError::OUT_OF_MEMORY)? = context;
+        self.depth += 1;
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Option<Handle> {
+        let last = self.last();
+        self.depth = self.depth.saturating_sub(1);
+        last
+    }
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -71,6 +102,11 @@ impl<T> Registry<T> {
         objects.remove(&handle).ok_or(CudaError::INVALID_HANDLE)
     }
 
+    /// All objects, in no order.
+    pub(super) fn all(&self) -> Vec<Arc<T>> {
+        self.objects.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     pub(super) fn retain(&self, keep: impl Fn(&T) -> bool) {
         self.objects.write().unwrap_or_else(PoisonError::into_inner).retain(|_, object| keep(object));
     }
@@ -100,6 +136,8 @@ pub(super) struct Context {
     pub(super) broken: AtomicU32,
     pub(super) legacy: Arc<Stream>,
     pub(super) per_thread: Mutex<HashMap<std::thread::ThreadId, Arc<Stream>>>,
+    /// What NVIDIA's runtime keeps with the context.
+    pub(super) storage: LocalStorage,
 }
 
 impl Context {
@@ -133,6 +171,9 @@ pub(super) struct Driver {
     pub(super) executables: Registry<Executable>,
     pub(super) physical: Registry<Physical>,
     pub(super) arrays: Registry<Array>,
+    pub(super) mipmaps: Registry<Mipmap>,
+    pub(super) references: Registry<Reference>,
+    pub(super) textures: Registry<Object>,
     pub(super) links: Registry<Linking>,
     pub(super) pools: Pools,
     pub(super) memory: Arc<Allocations>,
@@ -215,7 +256,7 @@ pub(super) fn initialise() -> Result {
     let driver = Driver {
         link,
         primaries: devices.iter().map(|_| Mutex::default()).collect(),
-        pools: Pools::new(devices.len()),
+        pools: Pools::new(devices.iter().map(|device| u8::try_from(device.index).unwrap_or(u8::MAX))),
         devices,
         contexts: Registry::default(),
         streams: Registry::default(),
@@ -227,6 +268,9 @@ pub(super) fn initialise() -> Result {
         executables: Registry::default(),
         physical: Registry::default(),
         arrays: Registry::default(),
+        mipmaps: Registry::default(),
+        references: Registry::default(),
+        textures: Registry::default(),
         links: Registry::default(),
         memory: Arc::default(),
         kernels: Mutex::default(),
@@ -282,25 +326,23 @@ fn visible(devices: &[Device], wanted: Option<&str>) -> Vec<Device> {
 
 /// The current context's handle, also if the context is gone.
 pub(super) fn current_handle() -> Option<Handle> {
-    CURRENT.with_borrow(|stack| stack.last().copied()).filter(|&handle| handle != 0)
+    CURRENT.with_borrow(ContextStack::last).filter(|&handle| handle != 0)
 }
 
-pub(super) fn push_current(handle: Handle) {
-    CURRENT.with_borrow_mut(|stack| stack.push(handle));
+pub(super) fn push_current(handle: Handle) -> Result {
+    CURRENT.with_borrow_mut(|stack| stack.push(handle))
 }
 
 pub(super) fn pop_current() -> Option<Handle> {
-    CURRENT.with_borrow_mut(Vec::pop)
+    CURRENT.with_borrow_mut(ContextStack::pop)
 }
 
 /// Replaces the top of the stack; zero takes it away.
-pub(super) fn set_current(handle: Handle) {
+pub(super) fn set_current(handle: Handle) -> Result {
     CURRENT.with_borrow_mut(|stack| {
         stack.pop();
-        if handle != 0 {
-            stack.push(handle);
-        }
-    });
+        if handle == 0 { Ok(()) } else { stack.push(handle) }
+    })
 }
 
 #[cfg(test)]

@@ -1,18 +1,18 @@
 //! Streams: queueing, waiting, and the bound on how much may be queued.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::gpu::{QUEUE_LIMIT, StreamKind};
 use crate::wire::{Request, Target, Task};
 
 use super::abi::{HostFunction, Opaque};
 use super::graph::{Capture, NodeKind};
-use super::link::Effect;
+use super::link::{Condition, Effect};
 use super::state::{Context, Driver, driver, lock};
 use super::{CudaError, Handle, Out, Result, driver};
 
 /// Flag of a stream that does not wait for the legacy default stream.
-const NON_BLOCKING: u32 = 1;
+pub(super) const NON_BLOCKING: u32 = 1;
 
 /// A stream.
 #[derive(Debug)]
@@ -65,7 +65,12 @@ impl Stream {
         Self { context, gpu, id, kind, priority, flow: Mutex::default(), capture: Mutex::default() }
     }
 
-    fn create(driver: &Driver, context: &Context, kind: StreamKind, priority: i32) -> Result<Self> {
+    pub(super) fn create(
+        driver: &Driver,
+        context: &Context,
+        kind: StreamKind,
+        priority: i32,
+    ) -> Result<Self> {
         let (gpu, stream) = (context.gpu, driver.number());
         let wire_kind = u8::from(kind == StreamKind::NonBlocking);
         driver.link.send(&Request::CreateStream { gpu, context: context.id, stream, kind: wire_kind })?;
@@ -91,17 +96,32 @@ impl Stream {
             return Ok(());
         }
         let Some(task) = operation.task else { return Ok(()) };
+        let mut flow = self.make_room(driver)?;
+        driver.link.submit(self.gpu, self.id, task, operation.effect)?;
+        flow.submitted += 1;
+        Ok(())
+    }
+
+    /// Queues a wait for a condition.
+    pub(super) fn enqueue_wait(&self, driver: &Driver, condition: Condition) -> Result {
+        self.refuse_capture()?;
+        let mut flow = self.make_room(driver)?;
+        driver.link.submit_wait(self.gpu, self.id, condition)?;
+        flow.submitted += 1;
+        Ok(())
+    }
+
+    /// Waits while the queue is full. The lock is held meanwhile: other threads that queue on this stream have to wait
+    /// too.
+    fn make_room(&self, driver: &Driver) -> Result<MutexGuard<'_, Flow>> {
         driver.contexts.get(self.context).map_err(|_| CudaError::INVALID_CONTEXT)?.check()?;
-        // Held while waiting: other threads that queue on this stream have to wait too.
         let mut flow = lock(&self.flow);
         if flow.submitted - flow.retired >= QUEUE_LIMIT {
             let (gpu, scope) = (self.gpu, Target::Room(self.id));
             let [_, retired] = driver.link.call(|token| Request::Watch { token, gpu, scope })?;
             flow.retired = retired;
         }
-        driver.link.submit(self.gpu, self.id, task, operation.effect)?;
-        flow.submitted += 1;
-        Ok(())
+        Ok(flow)
     }
 
     pub(super) fn kind(&self) -> StreamKind {
@@ -191,6 +211,17 @@ driver! {
 
     fn [cuStreamGetId | cuStreamGetId_ptsz] default (stream: Handle, id: Out<u64>) {
         id.set(driver()?.stream(stream, default)?.id.into())
+    }
+
+    // Attributes change nothing that is simulated.
+    fn [cuStreamSetAttribute | cuStreamSetAttribute_ptsz] default (stream: Handle, _kind: u32, _value: usize) {
+        driver()?.stream(stream, default).map(|_| ())
+    }
+
+    fn [cuStreamGetAttribute | cuStreamGetAttribute_ptsz] default
+        (stream: Handle, _kind: u32, value: Out<[u64; 8]>) {
+        driver()?.stream(stream, default)?;
+        value.set([0; 8])
     }
 
     fn [cuStreamCopyAttributes | cuStreamCopyAttributes_ptsz] default (dst: Handle, src: Handle) {

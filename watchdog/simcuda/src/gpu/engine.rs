@@ -109,6 +109,11 @@ impl Engines {
         self.loads.get(&client).map_or(Nanos::ZERO, |load| load.total(self.running_since(client), now))
     }
 
+    /// Kernels of the client that ran to their end.
+    pub(super) fn client_kernels(&self, client: ClientId) -> u64 {
+        self.loads.get(&client).map_or(0, Load::spans)
+    }
+
     pub(super) fn client_utilization(&self, client: ClientId, now: Nanos) -> u32 {
         self.loads.get(&client).map_or(0, |load| load.percent(self.running_since(client), now))
     }

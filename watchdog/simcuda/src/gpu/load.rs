@@ -1,14 +1,21 @@
-//! How busy something was lately: busy time in buckets over the last second, and its sum since the start.
+//! How busy something was lately: busy time in sample periods over the last second, and its sum since the start.
 
 use gpu_share::units::Nanos;
 
-const BUCKETS: usize = 20;
-const BUCKET: u64 = 50_000_000;
+/// A sample period: NVIDIA documents a sixth of a second to a second, by product.
+pub(crate) const BUCKET: u64 = 170_000_000;
+
+/// Periods that lie in a second from begin to end.
+const PERIODS: u64 = 1_000_000_000 / BUCKET;
+
+/// Those, and the one that is not over yet; one more, so that it overwrites none of them.
+const BUCKETS: usize = 8;
 
 /// Busy time, in total and over the last second.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Load {
     total: Nanos,
+    spans: u64,
     latest_end: Nanos,
     /// Busy nanoseconds in bucket `n % BUCKETS`, with the number `n` of the bucket.
     buckets: [(u64, u64); BUCKETS],
@@ -18,6 +25,7 @@ impl Load {
     /// Adds the busy span from `start` to `end`.
     pub(super) fn add(&mut self, start: Nanos, end: Nanos) {
         self.total += end.since(start);
+        self.spans += 1;
         self.latest_end = self.latest_end.max(end);
         // What lies further back than the buckets reach would be overwritten anyway.
         let mut from = start.0.max(end.0.saturating_sub(BUCKET * (BUCKETS as u64 - 1)));
@@ -33,6 +41,11 @@ impl Load {
         }
     }
 
+    /// How many spans were added.
+    pub(super) fn spans(&self) -> u64 {
+        self.spans
+    }
+
     /// When the latest span ended that was added.
     pub(super) fn latest_end(&self) -> Nanos {
         self.latest_end
@@ -43,18 +56,19 @@ impl Load {
         self.total + running.map_or(Nanos::ZERO, |start| now.since(start))
     }
 
-    /// Part of the last second that was busy, 0 to 100 %; `running` as in [`Load::total`].
+    /// Part of the completed sample periods of the last second that was busy, 0 to 100 %; `running` as in
+    /// [`Load::total`].
     pub(super) fn percent(&self, running: Option<Nanos>, now: Nanos) -> u32 {
         let mut load = self.clone();
         if let Some(start) = running {
             load.add(start, now);
         }
-        let newest = now.0 / BUCKET;
-        let oldest = newest.saturating_sub(BUCKETS as u64 - 1);
+        let end = now.0 / BUCKET;
+        let completed = end.saturating_sub(PERIODS)..end;
         let busy: u64 =
-            load.buckets.iter().filter(|(number, _)| (oldest..=newest).contains(number)).map(|b| b.1).sum();
-        let span = now.0.saturating_sub(oldest * BUCKET).max(1);
-        u32::try_from((busy * 100 / span).min(100)).unwrap_or(100)
+            load.buckets.iter().filter(|(number, _)| completed.contains(number)).map(|bucket| bucket.1).sum();
+        let span = PERIODS * BUCKET;
+        u32::try_from(((busy * 100 + span / 2) / span).min(100)).unwrap_or(100)
     }
 }
 
@@ -76,6 +90,16 @@ mod tests {
         assert_eq!(load.percent(None, Nanos::from_secs(3)), 50);
         assert_eq!(load.percent(None, Nanos::from_secs(5)), 0);
         assert_eq!(load.total(None, Nanos::from_secs(5)), Nanos::from_millis(1500));
+    }
+
+    #[test]
+    fn a_period_that_is_not_over_does_not_count_yet() {
+        let mut load = Load::default();
+        load.add(Nanos(10 * BUCKET), Nanos(11 * BUCKET));
+        assert_eq!(load.percent(None, Nanos(11 * BUCKET - 1)), 0);
+        assert_eq!(load.percent(None, Nanos(11 * BUCKET)), 20);
+        assert_eq!(load.percent(None, Nanos(16 * BUCKET - 1)), 20);
+        assert_eq!(load.percent(None, Nanos(16 * BUCKET)), 0);
     }
 
     #[test]

@@ -32,7 +32,7 @@ fn gpu(mode: Mode) -> Gpu {
 fn connect(gpu: &mut Gpu, now: Nanos, client: ClientId, percent: u8) {
     let sm = SmShare::from_percent(percent).unwrap();
     gpu.connect(client);
-    gpu.create_context(now, client, CONTEXT, LEGACY, sm, 0).unwrap();
+    gpu.create_context(now, client, NewContext { id: CONTEXT, legacy: LEGACY, sm, green: false }, 0).unwrap();
     gpu.create_stream(client, CONTEXT, BLOCKING, StreamKind::Blocking).unwrap();
     gpu.create_stream(client, CONTEXT, FREE, StreamKind::NonBlocking).unwrap();
     gpu.take_notices();

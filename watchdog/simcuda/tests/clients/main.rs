@@ -210,7 +210,8 @@ fn a_client_that_reads_late_still_gets_all_that_it_is_told() {
     let mut stream = std::os::unix::net::UnixStream::connect(rig.socket()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut out = vec![wire::HELLO];
-    Request::CreateContext { token: 1, gpu: 0, context: 1, legacy: 2, sm: 100 }.encode(&mut out);
+    Request::CreateContext { token: 1, gpu: 0, context: 1, legacy: 2, sm: 100, green: false }
+        .encode(&mut out);
     let record = |tag| Request::Submit { gpu: 0, stream: 2, tag, notify: true, task: Task::Record(1) };
     (0..MANY).for_each(|tag| record(tag).encode(&mut out));
     stream.write_all(&out).unwrap();
@@ -247,4 +248,88 @@ fn a_termination_signal_removes_the_socket() {
     assert!(rig.socket().exists());
     assert!(rig.terminate().success());
     assert!(!rig.socket().exists());
+}
+
+#[test]
+fn a_kernel_in_text_form_computes_what_it_says() {
+    let rig = Rig::start(&[]);
+    assert_eq!(rig.run("interpret"), "[11.0, 22.0, 33.0] [12.0, 24.0, 36.0], counter 5, time alone 0.0");
+}
+
+#[test]
+fn a_kernel_that_reaches_beyond_its_memory_breaks_the_context_and_not_the_process() {
+    let rig = Rig::start(&[]);
+    assert_eq!(rig.run("interpret_faults"), "700 700, 716 716, endless 0");
+}
+
+#[test]
+fn a_stream_waits_for_values_in_memory_and_writes_them() {
+    let rig = Rig::start(&[]);
+    assert_eq!(rig.run("values"), "waits 600, then 0, wrote 7 8, batch 1 2");
+}
+
+#[test]
+fn a_pool_keeps_memory_up_to_its_threshold() {
+    let rig = Rig::start(&[]);
+    assert_eq!(rig.run("pool"), "128/128/128 0/96/96 64/96/96 64/80/80 0/0/0");
+}
+
+#[test]
+fn physical_memory_is_mapped_piece_by_piece_and_more_than_once() {
+    let rig = Rig::start(&[]);
+    assert_eq!(rig.run("pieces"), "[1.0, 2.0, 3.0, 4.0] [1.0, 2.0] 1 1");
+}
+
+#[test]
+fn memory_is_shared_between_processes_and_charged_once() {
+    let rig = Rig::start(&[]);
+    let exporter = rig.spawn("export", &[]);
+    let handles = exporter.answer();
+    let before = rig.stats()["gpus"][0]["memory_used"].as_u64().unwrap();
+    let answer = rig.run_with("import", &[("SIMCUDA_TEST_HANDLES", &handles)]);
+    assert_eq!(answer, "7 9, event 600 0, held 0 MiB, own 1, again 0");
+    exporter.kill();
+    let during = before - (300 << 20);
+    assert_eq!(during, (64 << 20) + (2 << 20));
+}
+
+#[test]
+fn memory_of_graphs_is_counted_from_the_launch_until_it_is_trimmed() {
+    let rig = Rig::start(&[]);
+    assert_eq!(rig.run("graph_memory"), "made 0/0, held 64/64, freed 0/64, trimmed 0/0, captured 5, twice 1");
+}
+
+#[test]
+fn a_graph_that_is_ready_can_be_changed() {
+    let rig = Rig::start(&[]);
+    assert_eq!(
+        rig.run("graph_update"),
+        "1.0 ms, 2.0 ms by a node, 3.0 ms by a graph, 910 for another, 0.0 ms disabled"
+    );
+}
+
+#[test]
+fn green_contexts_run_on_their_part_of_the_processors() {
+    let rig = Rig::start(&["--mode", "mps"]);
+    let answer = rig.run("green");
+    let (facts, milliseconds) = answer.rsplit_once(' ').unwrap();
+    assert_eq!(facts, "80 = 2 x 20 + 40, context 20, memory 0, 915, milliseconds");
+    let quarter = gpu_share::units::SmShare::from_percent(25).unwrap();
+    let whole = gpu_share::latency::Profiles::shipped().get("vgg16").unwrap().gpu_time(quarter, 1);
+    let nanoseconds = milliseconds.parse::<f64>().unwrap() * 1e6;
+    #[allow(clippy::cast_precision_loss)]
+    let expected = whole.0 as f64;
+    assert!((nanoseconds - expected).abs() < 20_000.0, "{nanoseconds} ns, {expected} ns");
+    let (one, other) = (rig.spawn("green_saturate", &[]), rig.spawn("green_saturate", &[]));
+    let [a, b] = rig.shares_of([one.pid(), other.pid()]);
+    assert!(a > 0.9 && b > 0.9, "{a} {b}");
+}
+
+#[test]
+fn the_utilisation_of_a_process_is_that_of_whole_sample_periods() {
+    let rig = Rig::start(&[]);
+    let answer = rig.run("process_utilization");
+    let busy: u32 = answer.strip_prefix("true 1 ").unwrap().parse().unwrap();
+    // The pause may take longer than asked on a busy machine.
+    assert!((20..=55).contains(&busy), "{answer}");
 }

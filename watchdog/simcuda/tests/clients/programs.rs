@@ -1,8 +1,12 @@
 //! The client programs. They run in a process of their own, with the simulated driver on the library path.
 
+mod computing;
 mod gpu;
+mod graphs;
+mod green;
 mod management;
 mod memory;
+mod sharing;
 
 use std::io::{Read, Write};
 
@@ -30,6 +34,18 @@ pub(crate) fn run(name: &str) {
         "lose_the_device" => lose_the_device(),
         "threads" => answer(&threads()),
         "memory" => answer(&memory::take_and_give_back()),
+        "pool" => answer(&memory::keep_in_a_pool()),
+        "pieces" => answer(&memory::map_piece_by_piece()),
+        "export" => sharing::export(),
+        "import" => answer(&sharing::import()),
+        "graph_memory" => answer(&graphs::memory()),
+        "graph_update" => answer(&graphs::update()),
+        "green" => answer(&green::split()),
+        "green_saturate" => green::saturate(),
+        "interpret" => answer(&computing::interpret()),
+        "interpret_faults" => answer(&computing::faults()),
+        "values" => answer(&computing::values()),
+        "process_utilization" => answer(&management::utilization()),
         "illegal" => answer(&illegal()),
         "fork" => answer(&fork()),
         "initialise" => answer(&gpu::code(unsafe { sys::cuInit(0) }).to_string()),
@@ -37,14 +53,14 @@ pub(crate) fn run(name: &str) {
     }
 }
 
-fn answer(text: &str) {
+pub(crate) fn answer(text: &str) {
     let mut out = std::io::stdout();
     writeln!(out, "\n{ANSWER}{text}").unwrap();
     out.flush().unwrap();
 }
 
 /// Until the test ends this process.
-fn wait_for_the_end() {
+pub(crate) fn wait_for_the_end() {
     let _ = std::io::stdin().read(&mut [0]);
 }
 

@@ -165,6 +165,21 @@ impl Client {
         }
     }
 
+    /// The next answer of the program.
+    pub(crate) fn answer(&self) -> String {
+        let mut child = self.0.lock().unwrap();
+        let output = child.stdout.as_mut().unwrap();
+        let (mut line, mut byte) = (String::new(), [0]);
+        loop {
+            assert_eq!(output.read(&mut byte).unwrap(), 1, "ended: {line}");
+            match (byte[0], line.split_once(ANSWER)) {
+                (b'\n', Some((_, answer))) => return answer.to_owned(),
+                (b'\n', None) => line.clear(),
+                (other, _) => line.push(char::from(other)),
+            }
+        }
+    }
+
     pub(crate) fn kill(&self) {
         let mut child = self.0.lock().unwrap();
         child.kill().unwrap();

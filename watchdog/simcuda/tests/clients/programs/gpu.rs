@@ -43,6 +43,18 @@ impl Gpu {
         Self { context, functions: names.into_iter().map(find).collect() }
     }
 
+    pub(crate) fn function(&self, name: &str) -> sys::CUfunction {
+        self.functions[name]
+    }
+
+    /// A kernel of another text.
+    pub(crate) fn load(&self, text: &str, name: &str) -> sys::CUfunction {
+        self.context.bind_to_thread().unwrap();
+        let text = CString::new(text).unwrap();
+        let module = unsafe { result::module::load_data(text.as_ptr().cast()) }.unwrap();
+        unsafe { result::module::get_function(module, CString::new(name).unwrap()) }.unwrap()
+    }
+
     pub(crate) fn launch(&self, name: &str, arguments: &mut [*mut c_void]) {
         self.launch_on(std::ptr::null_mut(), name, [1, 1, 1], arguments);
     }

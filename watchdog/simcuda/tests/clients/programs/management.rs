@@ -35,6 +35,32 @@ pub(crate) fn describe() -> String {
     )
 }
 
+/// Busy percents of the only process with a context, which takes about half of the time.
+pub(crate) fn utilization() -> String {
+    let nvml = Nvml::builder().lib_path("libnvidia-ml.so.1".as_ref()).init().unwrap();
+    let device = nvml.device_by_index(0).unwrap();
+    let none = device.process_utilization_stats(0).is_err()
+        || device.process_utilization_stats(0).unwrap().is_empty();
+    let gpu = super::gpu::Gpu::new();
+    let stream = gpu.stream(1);
+    // As many kernels as fill two seconds by half, each behind a pause as long as itself.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_millis(1500);
+    while std::time::Instant::now() < deadline {
+        let began = std::time::Instant::now();
+        gpu.spin_on(stream, 20_000);
+        gpu.context.synchronize().unwrap();
+        let pause = std::time::Instant::now() + began.elapsed();
+        while let Some(rest) =
+            pause.checked_duration_since(std::time::Instant::now()).filter(|rest| !rest.is_zero())
+        {
+            std::thread::park_timeout(rest);
+        }
+    }
+    let samples = device.process_utilization_stats(0).unwrap();
+    let own = samples.iter().find(|sample| sample.pid == std::process::id()).unwrap();
+    format!("{none} {} {}", samples.len(), own.sm_util)
+}
+
 type Resolve = unsafe extern "C" fn(*const i8, *mut *mut c_void, i32, u64, *mut u32) -> u32;
 
 struct Driver(Library);

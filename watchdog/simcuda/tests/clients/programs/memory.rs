@@ -51,6 +51,74 @@ fn pooled() -> Box<dyn Fn()> {
     Box::new(move || ok(unsafe { sys::cuMemFreeAsync(pointer, std::ptr::null_mut()) }))
 }
 
+fn attribute(pool: sys::CUmemoryPool, which: sys::CUmemPool_attribute) -> u64 {
+    let mut value = 0_u64;
+    ok(unsafe { sys::cuMemPoolGetAttribute(pool, which, (&raw mut value).cast()) });
+    value >> 20
+}
+
+/// What a pool has used and reserved, in MiB, while it may keep some; and what the card holds more.
+pub(crate) fn keep_in_a_pool() -> String {
+    use sys::CUmemPool_attribute::{
+        CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+        CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+    };
+    let gpu = Gpu::new();
+    let (stream, mut pool, mut first, mut second) = (gpu.stream(1), std::ptr::null_mut(), 0, 0);
+    ok(unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, 0) });
+    let mut threshold = 96_u64 << 20;
+    ok(unsafe {
+        sys::cuMemPoolSetAttribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, (&raw mut threshold).cast())
+    });
+    let before = gpu.context.mem_get_info().unwrap().0;
+    let mut report = Vec::new();
+    let mut note = || {
+        ok(unsafe { sys::cuStreamSynchronize(stream) });
+        let used = attribute(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT);
+        let reserved = attribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT);
+        let card = (before - gpu.context.mem_get_info().unwrap().0) >> 20;
+        report.push(format!("{used}/{reserved}/{card}"));
+    };
+    ok(unsafe { sys::cuMemAllocAsync(&raw mut first, SIZE, stream) });
+    ok(unsafe { sys::cuMemAllocAsync(&raw mut second, SIZE, stream) });
+    note();
+    ok(unsafe { sys::cuMemFreeAsync(first, stream) });
+    ok(unsafe { sys::cuMemFreeAsync(second, stream) });
+    note();
+    ok(unsafe { sys::cuMemAllocAsync(&raw mut first, SIZE, stream) });
+    note();
+    ok(unsafe { sys::cuMemPoolTrimTo(pool, 80 << 20) });
+    note();
+    ok(unsafe { sys::cuMemFree_v2(first) });
+    ok(unsafe { sys::cuMemPoolTrimTo(pool, 0) });
+    note();
+    report.join(" ")
+}
+
+/// Two pieces side by side are one range for a copy; one piece at two addresses is the same memory.
+pub(crate) fn map_piece_by_piece() -> String {
+    const PIECE: usize = 2 << 20;
+    let gpu = Gpu::new();
+    let mut properties: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
+    properties.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+    properties.location.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE;
+    let (mut range, mut piece) = (0, [0; 2]);
+    ok(unsafe { sys::cuMemAddressReserve(&raw mut range, 4 * PIECE, 0, 0, 0) });
+    for (index, handle) in piece.iter_mut().enumerate() {
+        ok(unsafe { sys::cuMemCreate(handle, PIECE, &raw const properties, 0) });
+        ok(unsafe { sys::cuMemMap(range + (index * PIECE) as u64, PIECE, 0, *handle, 0) });
+    }
+    ok(unsafe { sys::cuMemMap(range + 3 * PIECE as u64, PIECE, 0, piece[0], 0) });
+    ok(unsafe { sys::cuMemsetD32_v2(range, 0, PIECE / 4) });
+    let over_the_edge = range + PIECE as u64 - 8;
+    ok(unsafe { sys::cuMemcpyHtoD_v2(over_the_edge, [1.0_f32, 2.0, 3.0, 4.0].as_ptr().cast(), 16) });
+    let again = gpu.peek(over_the_edge, 4);
+    let twin = gpu.peek(range + 4 * PIECE as u64 - 8, 2);
+    let hole = code(unsafe { sys::cuMemsetD32_v2(range + 2 * PIECE as u64, 0, 4) });
+    let outside = code(unsafe { sys::cuMemMap(range + 4 * PIECE as u64, PIECE, 0, piece[0], 0) });
+    format!("{again:?} {twin:?} {hole} {outside}")
+}
+
 fn managed() -> Box<dyn Fn()> {
     let mut pointer = 0;
     ok(unsafe { sys::cuMemAllocManaged(&raw mut pointer, SIZE, 1) });
