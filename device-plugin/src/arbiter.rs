@@ -8,7 +8,7 @@
 //! floors, and loses it as soon as somebody can run on guaranteed time. Borrowed time is charged to the ceiling only:
 //! who used an idle GPU for an hour still has its guarantee in the next window.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use gpu_share::binding::BindingId;
 use gpu_share::quota::{Verdict, WINDOW};
@@ -34,6 +34,9 @@ pub struct Rules {
     pub quantum: Nanos,
     /// Longest stretch of borrowed time while somebody else has work.
     pub borrowed_quantum: Nanos,
+    /// Longest stretch of one process while another of the same binding has work. They take turns, or each would add a
+    /// kernel to an overrun, and with MPS their SM shares would add up.
+    pub sibling_quantum: Nanos,
     /// A process that has not yielded so long after a revocation is passed over, unless its kernels are known to be
     /// long.
     pub grace: Nanos,
@@ -44,6 +47,8 @@ pub struct Rules {
     /// Part of the time that a binding may hold the right and leave the GPU idle, or say so, while others could run,
     /// before that is charged: handing over takes some of it. It bounds what a false report gains.
     pub idle_allowance: Quota,
+    /// What a turn costs others at least, used or not: one process is woken to run, and the next one after it.
+    pub turn: Nanos,
 }
 
 impl Default for Rules {
@@ -52,11 +57,13 @@ impl Default for Rules {
             window: WINDOW,
             quantum: Nanos::from_millis(5),
             borrowed_quantum: Nanos::from_millis(2),
+            sibling_quantum: Nanos::from_millis(20),
             grace: Nanos::from_secs(1),
             longest_grace: Nanos::from_secs(10),
             // Handing the right over costs some 0.1 ms: 0.1 % of this.
             longest_hold: Nanos::from_millis(100),
             idle_allowance: Quota::saturating_from_fraction(0.1),
+            turn: Nanos::from_micros(300),
         }
     }
 }
@@ -124,12 +131,13 @@ pub enum Tier {
     Borrowed,
 }
 
-/// The right to run, as one binding has it now.
+/// The right to run, as one process of a binding has it now.
 ///
 /// A hold that nobody disputes goes on in stages, each charged to one tier.
 #[derive(Clone, Debug)]
 struct Hold {
     binding: BindingId,
+    process: ProcessId,
     tier: Tier,
     began: Nanos,
     stage_began: Nanos,
@@ -138,11 +146,6 @@ struct Hold {
     revoked: Option<Nanos>,
     /// Since when somebody else could run.
     contended: Option<Nanos>,
-    /// Processes that have not yielded.
-    holders: BTreeSet<ProcessId>,
-    reported: Nanos,
-    /// A holder vanished or is overdue: what it used is not known, so all the time is charged.
-    unreported: bool,
 }
 
 impl Hold {
@@ -232,7 +235,7 @@ impl Arbiter {
 
     /// Whether the process has a right that it has not given back, revoked or not.
     pub fn holds(&self, process: ProcessId) -> bool {
-        self.hold.as_ref().is_some_and(|hold| hold.holders.contains(&process))
+        self.hold.as_ref().is_some_and(|hold| hold.process == process)
     }
 
     /// Whether the binding has work and no right to run.
@@ -257,68 +260,55 @@ impl Arbiter {
 
     fn leave(&mut self, id: &BindingId, now: Nanos) {
         if let Some(hold) = self.hold.take_if(|hold| hold.binding == *id) {
-            let used = hold.reported.min(now.since(hold.began));
-            self.effects.extend(hold.holders.iter().map(|&process| Effect::Revoke(id.clone(), process)));
-            self.effects.push(Effect::Used(id.clone(), used));
+            self.effects.push(Effect::Revoke(id.clone(), hold.process));
+            self.effects.push(Effect::Used(id.clone(), now.since(hold.began)));
         }
         self.members.remove(id);
     }
 
     fn want(&mut self, id: &BindingId, process: ProcessId, now: Nanos) {
-        let Some(member) = self.members.get_mut(id) else { return };
-        let own = self.hold.as_mut().filter(|hold| hold.binding == *id);
-        if let Some(hold) = own {
-            if hold.revoked.is_some() {
-                // It waits from the end of the hold on: until then it runs.
-                member.wanting.insert(process);
-            } else if hold.holders.insert(process) {
-                self.effects.push(Effect::Grant(id.clone(), process));
-            }
+        let holds = self.hold.as_ref().is_some_and(|hold| hold.binding == *id);
+        if holds && self.holds(process) && self.hold.as_ref().is_none_or(|hold| hold.revoked.is_none()) {
             return;
         }
-        if member.wanting.is_empty() {
+        let Some(member) = self.members.get_mut(id) else { return };
+        if !holds && member.wanting.is_empty() {
             member.begin_wait(self.row_borrowed, now);
         }
-        member.wanting.insert(process);
+        if !member.wanting.contains(&process) {
+            member.wanting.push_back(process);
+        }
     }
 
     fn yielded(&mut self, id: &BindingId, process: ProcessId, used: Nanos, more: bool, now: Nanos) {
-        let holders = self.hold.as_ref().map(|hold| &hold.holders);
-        let ends_hold = holders.is_some_and(|holders| holders.len() == 1 && holders.contains(&process));
+        if !self.holds(process) {
+            if more {
+                self.want(id, process, now);
+            }
+            return;
+        }
         if more
-            && ends_hold
             && let Some(member) = self.members.get_mut(id)
+            && !member.wanting.contains(&process)
         {
             // It waits before the hold ends, and is a candidate for the next one.
-            member.wanting.insert(process);
+            member.wanting.push_back(process);
         }
         self.give_back(id, process, Some(used), now);
-        if more && !ends_hold {
-            self.want(id, process, now);
-        }
     }
 
     /// `used` is `None` for a process that can't say.
     fn give_back(&mut self, id: &BindingId, process: ProcessId, used: Option<Nanos>, now: Nanos) {
-        let Some(hold) = self.hold.as_mut().filter(|hold| hold.binding == *id) else { return };
-        if !hold.holders.remove(&process) {
-            return;
-        }
+        let Some(hold) = self.hold.as_ref().filter(|hold| hold.process == process) else { return };
         if hold.revoked.is_none() {
             self.effects.push(Effect::Revoke(id.clone(), process));
         }
-        match used {
-            Some(used) => hold.reported += used,
-            None => hold.unreported = true,
-        }
-        if hold.holders.is_empty() {
-            self.end_hold(now);
-        }
+        self.end_hold(used, now);
     }
 
     fn gone(&mut self, id: &BindingId, process: ProcessId, now: Nanos) {
         if let Some(member) = self.members.get_mut(id)
-            && member.wanting.remove(&process)
+            && member.stop_waiting(process)
             && member.wanting.is_empty()
             && self.hold.as_ref().is_none_or(|hold| hold.binding != *id)
         {
@@ -327,29 +317,29 @@ impl Arbiter {
         self.give_back(id, process, None, now);
     }
 
-    /// Charges what the hold used; whoever has work again waits from now on.
-    fn end_hold(&mut self, now: Nanos) {
+    /// Charges what the hold used, all of its time if that is not known; whoever has work again waits from now on.
+    fn end_hold(&mut self, used: Option<Nanos>, now: Nanos) {
         let Some(hold) = self.hold.take() else { return };
         let rivals =
             self.members.iter().filter(|(id, member)| **id != hold.binding && !member.wanting.is_empty());
         let disturbed_at = rivals.map(|(_, rival)| rival.eligible_at).min().unwrap_or(now);
         let Some(member) = self.members.get_mut(&hold.binding) else { return };
         let length = now.since(hold.began);
-        let contended = hold.contended.map_or(Nanos::ZERO, |since| now.since(since));
-        let reported = if hold.unreported { length } else { hold.reported.min(length) };
-        let used = reported + member.idled_too_long(contended.since(reported), now);
+        let contended = hold.contended.map_or(Nanos::ZERO, |since| now.since(since).max(self.rules.turn));
+        let reported = used.map_or(length, |used| used.min(length));
+        let charged = reported + member.idled_too_long(contended.since(reported), now);
         // Earlier stages were charged as they ended, as if it had always been busy.
-        let in_stage = used.since(hold.stage_began.since(hold.began));
+        let in_stage = charged.since(hold.stage_began.since(hold.began));
         let overrun = hold.revoked.map_or(Nanos::ZERO, |revoked| now.since(revoked));
         // Borrowed time ends where somebody's guarantee begins: what goes on is its own.
         let own =
             if hold.tier == Tier::Borrowed { now.since(disturbed_at).min(in_stage) } else { Nanos::ZERO };
         member.settle(hold.tier, in_stage - own);
         member.settle(Tier::Guaranteed, own);
-        member.cap.charge(used);
+        member.cap.charge(charged);
         member.cap.close(now);
         self.tally.overrun += overrun;
-        if hold.revoked.is_some() && !hold.unreported {
+        if hold.revoked.is_some() && used.is_some() {
             member.overrun = overrun.max(Nanos(member.overrun.0 / 8 * 7));
         }
         member.had_turn(in_stage);
@@ -358,13 +348,12 @@ impl Arbiter {
         } else {
             member.wait_on(now);
         }
-        self.effects.push(Effect::Used(hold.binding, used));
+        self.effects.push(Effect::Used(hold.binding, charged));
     }
 
     /// Ends a revoked hold whose processes don't yield, so that nothing they do keeps the row for ever.
     fn end_overdue(&mut self, now: Nanos) {
-        let Some(hold) = &mut self.hold else { return };
-        hold.unreported = true;
+        let Some(hold) = &self.hold else { return };
         self.tally.overdue += 1;
         let (id, tier) = (hold.binding.clone(), hold.tier);
         let in_stage = now.since(hold.stage_began);
@@ -372,7 +361,7 @@ impl Arbiter {
             // A guaranteed stage is charged when the hold ends.
             member.bar(if tier == Tier::Borrowed { in_stage } else { Nanos::ZERO });
         }
-        self.end_hold(now);
+        self.end_hold(None, now);
     }
 
     /// Hands out, extends or revokes the right, as the time and the queues demand.
@@ -391,9 +380,7 @@ impl Arbiter {
             return;
         }
         match (self.choose(now), &self.hold) {
-            (Some(choice), Some(hold))
-                if choice.binding == hold.binding && now < hold.began + self.rules.longest_hold =>
-            {
+            (Some(choice), Some(hold)) if choice.binding == hold.binding && now < self.hold_end(hold) => {
                 self.extend(&choice, now);
             }
             (_, Some(_)) => self.revoke(now),
@@ -442,25 +429,24 @@ impl Arbiter {
     fn start(&mut self, choice: Choice, now: Nanos) {
         let Choice { binding, tier, run } = choice;
         let Some(member) = self.members.get_mut(&binding) else { return };
-        let holders = core::mem::take(&mut member.wanting);
+        let Some(process) = member.wanting.pop_front() else { return };
         member.cap.open(now);
         if tier == Tier::Borrowed {
             member.end_wait(now);
             self.row_borrowed = self.row_borrowed.max(member.borrowed);
         }
         self.tally.holds += 1;
-        self.effects.extend(holders.iter().map(|&process| Effect::Grant(binding.clone(), process)));
+        self.effects.push(Effect::Grant(binding.clone(), process));
         self.hold = Some(Hold {
             binding,
+            process,
             tier,
             began: now,
             stage_began: now,
-            credit_until: now + run,
+            // A process that must stop before it has woken uses nothing, and costs others a turn.
+            credit_until: now + run.max(self.rules.turn),
             revoked: None,
             contended: None,
-            holders,
-            reported: Nanos::ZERO,
-            unreported: false,
         });
     }
 
@@ -473,6 +459,9 @@ impl Arbiter {
             Tier::Guaranteed => member.wait_on(now),
             Tier::Borrowed => member.end_wait(now),
         }
+        if choice.tier == Tier::Borrowed {
+            self.row_borrowed = self.row_borrowed.max(member.borrowed);
+        }
         hold.tier = choice.tier;
         hold.stage_began = now;
         hold.credit_until = now + choice.run;
@@ -482,14 +471,20 @@ impl Arbiter {
         let Some(hold) = &mut self.hold else { return };
         hold.revoked = Some(now);
         self.tally.revocations += 1;
-        self.effects
-            .extend(hold.holders.iter().map(|&process| Effect::Revoke(hold.binding.clone(), process)));
+        self.effects.push(Effect::Revoke(hold.binding.clone(), hold.process));
+    }
+
+    /// When the hold ends at the latest: after the longest hold, or so that a sibling has its turn.
+    fn hold_end(&self, hold: &Hold) -> Nanos {
+        let has_sibling = self.members.get(&hold.binding).is_some_and(|member| !member.wanting.is_empty());
+        let most = if has_sibling { self.rules.sibling_quantum } else { self.rules.longest_hold };
+        hold.began + most
     }
 
     /// When the present stage is over: at the end of its credit, of the longest hold, or of its quantum if somebody else
     /// has work.
     fn stage_end(&self, hold: &Hold) -> Nanos {
-        let alone = hold.credit_until.min(hold.began + self.rules.longest_hold);
+        let alone = hold.credit_until.min(self.hold_end(hold));
         if !self.members.iter().any(|(id, member)| *id != hold.binding && !member.wanting.is_empty()) {
             return alone;
         }

@@ -13,10 +13,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use gpu_share::names::state;
 use gpu_share::protocol::NodeStatus;
 use gpu_share::units::{Nanos, Units};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::inventory::{NvmlInventory, SharingChoice};
+use crate::mps::{Mps, MpsChoice};
 use crate::standalone::{Agent, Config};
 use crate::table;
 
@@ -53,6 +55,12 @@ struct Standalone {
     /// Whether processes use a GPU beside each other.
     #[arg(long, env = "GPUFN_SHARING", value_enum, default_value = "auto")]
     sharing: SharingChoice,
+    /// Whether the agent runs the control daemon of NVIDIA's multi-process service.
+    #[arg(long, env = "GPUFN_MPS", value_enum)]
+    mps: Option<MpsChoice>,
+    /// Control program of NVIDIA's multi-process service.
+    #[arg(long, env = "GPUFN_MPS_CONTROL", value_name = "PATH", default_value = "nvidia-cuda-mps-control")]
+    mps_control: PathBuf,
     /// Window over which quotas are kept, 1ms to 1s.
     #[arg(long, env = "GPUFN_WINDOW", default_value = "10ms", value_parser = window)]
     window: Nanos,
@@ -86,10 +94,29 @@ enum LogFormat {
     Json,
 }
 
+impl Cli {
+    /// What does not go together, though each is allowed.
+    fn conflict(&self) -> Option<clap::Error> {
+        let Command::Standalone(options) = &self.command else { return None };
+        let contradict = options.mps == Some(MpsChoice::Start) && options.sharing == SharingChoice::Exclusive;
+        contradict.then(|| {
+            let text =
+                "--mps is start and --sharing is exclusive, allowed is --sharing mps or auto with it\n";
+            clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, text)
+        })
+    }
+}
+
 /// Does what the arguments of this process say.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+        Ok(cli) => match cli.conflict() {
+            None => cli,
+            Some(error) => {
+                let _ = error.print();
+                return ExitCode::from(64);
+            }
+        },
         Err(error) => {
             // Help and version are no errors; where to print and whether that works is clap's and the pipe's business.
             let _ = error.print();
@@ -110,15 +137,26 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// As many open files as the system allows: each connection takes two, and a container must not use them up.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "limit of open files stays");
+    }
+}
+
 fn standalone(options: Standalone) -> anyhow::Result<()> {
     log_to_stderr(options.log_format);
+    raise_file_limit();
+    let mps = Mps::resolve(options.mps, options.mps_control);
     let inventory = NvmlInventory::new(&options.nvml);
     let config = Config {
         state: options.state,
         nvml: options.nvml,
         driver: options.driver,
         hook: options.hook,
-        sharing: options.sharing.resolve(),
+        sharing: options.sharing.resolve(&mps),
+        mps,
         window: options.window,
         units: Units(options.units),
         metrics: Some(options.metrics),
@@ -219,6 +257,17 @@ mod tests {
         }
         assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
         assert!(variable("=b").is_err() && variable("A").is_err());
+    }
+
+    #[test]
+    fn a_daemon_for_gpus_that_nobody_shares_is_refused() {
+        let conflict = |arguments: &[&str]| {
+            let words = ["gpufn-node", "standalone"].iter().chain(arguments);
+            Cli::try_parse_from(words).unwrap().conflict().map(|error| error.to_string())
+        };
+        assert!(conflict(&["--mps", "start", "--sharing", "exclusive"]).unwrap().contains("--mps is start"));
+        assert_eq!(conflict(&["--mps", "start", "--sharing", "mps"]), None);
+        assert_eq!(conflict(&["--mps", "off", "--sharing", "exclusive"]), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -14,6 +15,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use gpu_share::page::handover;
 use gpu_share::protocol::{FromContainer, MAX_LINE, ToContainer};
 use rustix::net::sockopt::socket_peercred;
 
@@ -23,7 +25,9 @@ use crate::precedence;
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 4096;
-/// Who has not said a sound word so long after connecting is cut off.
+/// Pause after a connection that could not be accepted.
+const EXHAUSTED: Duration = Duration::from_millis(10);
+/// Who has not attached so long after connecting, or after its last word, is cut off.
 const FIRST_LINE: Duration = Duration::from_secs(5);
 
 /// The containers' socket, served.
@@ -64,7 +68,7 @@ fn accept_all(listener: &UnixListener, owner: &mpsc::SyncSender<Message>) {
             // Out of files: the next connection may find one.
             Err(error) if error.raw_os_error().is_some_and(is_exhaustion) => {
                 tracing::warn!(%error, "connection not accepted");
-                thread::yield_now();
+                thread::park_timeout(EXHAUSTED);
                 continue;
             }
             Err(_) => return,
@@ -73,7 +77,7 @@ fn accept_all(listener: &UnixListener, owner: &mpsc::SyncSender<Message>) {
         let guard = Open::new(&open);
         if open.load(Ordering::Relaxed) > MAX_CONNECTIONS {
             let error = format!("connections are {MAX_CONNECTIONS}, allowed are {MAX_CONNECTIONS}");
-            let _ = send(&mut &stream, &ToContainer::Refused { error });
+            let _ = send(&stream, &ToContainer::Refused { error }, None);
             continue;
         }
         let owner = owner.clone();
@@ -134,7 +138,7 @@ fn serve(stream: &UnixStream, process: ProcessId, owner: &mpsc::SyncSender<Messa
         };
         let line = match line {
             Ok(line) => line,
-            Err(error) => return send(&mut &*stream, &ToContainer::Refused { error }),
+            Err(error) => return send(stream, &ToContainer::Refused { error }, None),
         };
         let is_answered = matches!(
             line,
@@ -143,13 +147,16 @@ fn serve(stream: &UnixStream, process: ProcessId, owner: &mpsc::SyncSender<Messa
         owner.send(Message::Line(process, line, Instant::now())).map_err(gone)?;
         if is_answered {
             let answer = answered.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
-            send(&mut &*stream, &answer)?;
-            match answer {
+            send(stream, &answer.line, answer.page)?;
+            match answer.line {
                 ToContainer::Refused { .. } => return Ok(()),
-                ToContainer::Attached { .. } => attached = true,
+                ToContainer::Attached { .. } => {
+                    attached = true;
+                    // From here on it may be silent for as long as it lives; a slot of its binding is what it takes.
+                    stream.set_read_timeout(None)?;
+                }
                 _ => {}
             }
-            stream.set_read_timeout(None)?;
         }
     }
 }
@@ -182,8 +189,11 @@ fn read_line(reader: &mut impl BufRead) -> io::Result<Line> {
     }
 }
 
-fn send(stream: &mut impl Write, answer: &ToContainer) -> io::Result<()> {
+fn send(mut stream: &UnixStream, answer: &ToContainer, page: Option<OwnedFd>) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
-    stream.write_all(&line)
+    match page {
+        Some(page) => handover::send_with(stream, &line, page.as_fd()),
+        None => stream.write_all(&line),
+    }
 }

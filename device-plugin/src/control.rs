@@ -121,7 +121,7 @@ impl From<ControlError> for Failure {
             ControlError::Refused(Refusal::Unknown(_) | Refusal::UnknownGpu(_)) => StatusCode::NOT_FOUND,
             ControlError::Refused(Refusal::NoRoom { .. } | Refusal::Exists(_)) => StatusCode::CONFLICT,
             ControlError::State(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            ControlError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+            ControlError::Mps(_) | ControlError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, &error)
     }

@@ -9,6 +9,8 @@ use gpu_share::ledger::Sharing;
 use gpu_share::names::env;
 use gpu_share::protocol::Bound;
 
+use crate::mps::client_variables;
+
 /// What is the same for all containers of a node.
 #[derive(Clone, Debug)]
 pub struct Environment {
@@ -22,6 +24,8 @@ pub struct Environment {
     pub hook: Option<PathBuf>,
     /// How processes share GPUs.
     pub sharing: Sharing,
+    /// Folder of the sockets of NVIDIA's multi-process service, if its daemon runs.
+    pub mps: Option<PathBuf>,
     /// Variables that whoever runs the agent adds.
     pub extra: Vec<(String, String)>,
 }
@@ -42,6 +46,7 @@ impl Environment {
         pairs.extend(self.hook.as_ref().map(|hook| (env::HOOK, text(hook))));
         if self.sharing == Sharing::Mps {
             pairs.push((env::MPS_PERCENTAGE, binding.share.sm.percent().to_string()));
+            pairs.extend(self.mps.iter().flat_map(|pipes| client_variables(pipes, &binding.share)));
         }
         let own = pairs.into_iter().map(|(name, value)| (name.to_string(), value));
         let env = own.chain(self.extra.iter().cloned()).collect();

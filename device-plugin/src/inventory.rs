@@ -2,14 +2,15 @@
 //!
 //! A simulated driver brings an NVML of its own, so real and simulated nodes take the same way. Decides nothing.
 
-use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use gpu_share::binding::GpuId;
 use gpu_share::ledger::{Gpu, Sharing};
 use gpu_share::units::Bytes;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
+
+use crate::mps::Mps;
 
 /// Why the GPUs are not known.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +31,7 @@ pub enum InventoryError {
 /// How it is decided whether processes use a GPU beside each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum SharingChoice {
-    /// `mps` if `CUDA_MPS_PIPE_DIRECTORY` names a folder, else `exclusive`.
+    /// `mps` if there is a daemon of NVIDIA's multi-process service, else `exclusive`.
     #[default]
     Auto,
     /// Beside each other, each on its SM share.
@@ -40,19 +41,12 @@ pub enum SharingChoice {
 }
 
 impl SharingChoice {
-    /// What it comes to on this machine.
-    pub fn resolve(self) -> Sharing {
+    /// What it comes to with the daemon that there is.
+    pub fn resolve(self, mps: &Mps) -> Sharing {
         match self {
-            Self::Mps => Sharing::Mps,
             Self::Exclusive => Sharing::Exclusive,
-            Self::Auto => {
-                let pipes = env::var_os("CUDA_MPS_PIPE_DIRECTORY");
-                if pipes.is_some_and(|folder| Path::new(&folder).is_dir()) {
-                    Sharing::Mps
-                } else {
-                    Sharing::Exclusive
-                }
-            }
+            Self::Auto if *mps == Mps::Off => Sharing::Exclusive,
+            Self::Mps | Self::Auto => Sharing::Mps,
         }
     }
 }

@@ -10,6 +10,8 @@
 //! | [`checkpoint`] | the ledger on the disk |
 //! | [`pages`] | the bindings' pages |
 //! | [`environment`] | the variables of a container |
+//! | [`cdi`] | the same and the mounts, as container runtimes read them |
+//! | [`mps`] | NVIDIA's multi-process service: its daemon's life |
 //! | [`control`] | the control API, and the handle that it calls |
 //! | [`metrics`] | what is exported |
 //! | [`standalone`] | start, restore and stop without Kubernetes |
@@ -19,6 +21,7 @@
 //! lines. Start reading at [`node`], then [`arbiter`].
 
 pub mod arbiter;
+pub mod cdi;
 pub mod checkpoint;
 pub mod cli;
 mod clock;
@@ -27,6 +30,7 @@ pub mod control;
 pub mod environment;
 pub mod inventory;
 pub mod metrics;
+pub mod mps;
 pub mod node;
 mod owner;
 pub mod pages;

@@ -36,9 +36,11 @@ pub struct Metrics {
     used: CounterVec,
     throttled: CounterVec,
     launches: IntCounterVec,
+    unknown: IntCounterVec,
     memory: IntGaugeVec,
     memory_limit: IntGaugeVec,
     processes: IntGaugeVec,
+    mps_up: IntGaugeVec,
     /// From a line's arrival until its consequences are in the pages.
     pub(crate) decision: Histogram,
 }
@@ -92,6 +94,12 @@ impl Metrics {
                 &BINDING,
             )?,
             launches: counter(&r, "gpufn_node_launches_total", "GPU work launched", &BINDING)?,
+            unknown: counter(
+                &r,
+                "gpufn_node_unknown_calls_total",
+                "Ways to the GPU handed out that the hook does not know",
+                &BINDING,
+            )?,
             memory: gauge(&r, "gpufn_node_memory_bytes", "GPU memory held", &BINDING)?,
             memory_limit: gauge(
                 &r,
@@ -100,6 +108,12 @@ impl Metrics {
                 &BINDING,
             )?,
             processes: gauge(&r, "gpufn_node_processes", "Processes attached", &BINDING)?,
+            mps_up: gauge(
+                &r,
+                "gpufn_node_mps_up",
+                "1 while the multi-process service that the agent keeps is usable",
+                &[],
+            )?,
             decision: registered(&r, Histogram::with_opts(decision.buckets(buckets))?)?,
             registry: r,
             rendering: Mutex::new(()),
@@ -119,6 +133,11 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
+    /// Notes how the multi-process service is; there is no such figure where the agent keeps none.
+    pub(crate) fn mps_is_up(&self, up: bool) {
+        self.mps_up.with_label_values::<&str>(&[]).set(up.into());
+    }
+
     /// Released bindings leave no series behind.
     fn forget(&self) {
         let Self { floor, grant, ceiling, memory, memory_limit, processes, bindings, .. } = self;
@@ -127,7 +146,7 @@ impl Metrics {
             .into_iter()
             .for_each(IntGaugeVec::reset);
         [&self.used, &self.throttled, &self.overrun].into_iter().for_each(CounterVec::reset);
-        [&self.launches, &self.holds, &self.revocations, &self.overdue]
+        [&self.launches, &self.unknown, &self.holds, &self.revocations, &self.overdue]
             .into_iter()
             .for_each(IntCounterVec::reset);
     }
@@ -160,6 +179,7 @@ impl Metrics {
         self.used.with_label_values(&labels).inc_by(Nanos::secs_f64(status.used));
         self.throttled.with_label_values(&labels).inc_by(Nanos::secs_f64(status.throttled));
         self.launches.with_label_values(&labels).inc_by(status.launches);
+        self.unknown.with_label_values(&labels).inc_by(status.unknown);
         self.memory.with_label_values(&labels).set(signed(status.memory_used.0));
         self.memory_limit.with_label_values(&labels).set(signed(share.memory.0));
         self.processes.with_label_values(&labels).set(signed(status.processes.len() as u64));
@@ -233,7 +253,9 @@ mod tests {
 
     #[test]
     fn the_readme_lists_exactly_the_metrics_that_are_exported() {
-        let text = Metrics::new().unwrap().render(&observation()).unwrap();
+        let metrics = Metrics::new().unwrap();
+        metrics.mps_is_up(true);
+        let text = metrics.render(&observation()).unwrap();
         let exported: BTreeSet<_> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))

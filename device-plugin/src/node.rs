@@ -63,6 +63,8 @@ pub struct Report {
     pub throttled: Nanos,
     /// It has more work.
     pub more: bool,
+    /// Ways to the GPU that its hook does not know.
+    pub unknown: u64,
 }
 
 /// What a process may hold after asking for more memory.
@@ -93,6 +95,7 @@ struct Account {
     shown: Nanos,
     throttled: Nanos,
     launches: u64,
+    unknown: u64,
     rights: [u32; SLOTS],
     taken: [bool; SLOTS],
 }
@@ -136,17 +139,11 @@ impl Node {
         Ok((binding, self.take_effects()))
     }
 
-    /// Takes over a binding of an earlier agent, with what its page says: what was counted, and the slots' words.
-    pub fn restore(
-        &mut self,
-        binding: &Binding,
-        counters: Counters,
-        rights: [u32; SLOTS],
-        now: Nanos,
-    ) -> Result<(), Refusal> {
+    /// Takes over a binding of an earlier agent, with what that had counted.
+    pub fn restore(&mut self, binding: &Binding, counters: Counters, now: Nanos) -> Result<(), Refusal> {
         self.ledger.restore(binding.clone())?;
         let (used, throttled) = (counters.used, counters.throttled);
-        self.join(binding, Account { used, shown: used, throttled, rights, ..Account::default() }, now);
+        self.join(binding, Account { used, shown: used, throttled, ..Account::default() }, now);
         Ok(())
     }
 
@@ -221,6 +218,7 @@ impl Node {
         };
         if let Some(account) = self.accounts.get_mut(&id) {
             account.launches = account.launches.saturating_add(report.launches);
+            account.unknown = account.unknown.saturating_add(report.unknown);
             account.throttled += report.throttled;
             let right = account.rights[slot];
             if Slot::is_held(report.right) && [report.right, report.right.wrapping_add(1)].contains(&right) {
@@ -328,8 +326,9 @@ impl Node {
         let status = bindings.into_iter().map(|binding| {
             let Counters { used, throttled, memory } = self.counters(&binding.id, now);
             let processes = self.processes_of(&binding.id).map(|(_, process)| process.pid).collect();
-            let launches = self.accounts.get(&binding.id).map_or(0, |account| account.launches);
-            BindingStatus { binding, used, throttled, memory_used: memory, processes, launches }
+            let account = self.accounts.get(&binding.id);
+            let (launches, unknown) = account.map_or((0, 0), |account| (account.launches, account.unknown));
+            BindingStatus { binding, used, throttled, memory_used: memory, processes, launches, unknown }
         });
         status.collect()
     }

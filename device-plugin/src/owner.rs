@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -19,9 +20,10 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::arbiter::{ProcessId, Tally};
 use crate::checkpoint::{self, Then};
-use crate::clock::monotonic;
+use crate::clock::{Clock, monotonic};
 use crate::environment::Environment;
 use crate::metrics::Metrics;
+use crate::mps::keeper::Standing;
 use crate::node::{Effect, Node, Report};
 use crate::pages::Pages;
 use crate::precedence;
@@ -38,6 +40,9 @@ pub enum ControlError {
     /// A file could not be written.
     #[error("{0}")]
     State(String),
+    /// Processes can't use a GPU beside each other now.
+    #[error("nothing is bound while the multi-process service is broken: {0}")]
+    Mps(String),
     /// The agent is stopping.
     #[error("the node agent is stopping")]
     Stopped,
@@ -61,9 +66,18 @@ pub(crate) struct Peer {
     /// To end the connection.
     pub(crate) stream: UnixStream,
     /// To the connection's thread.
-    pub(crate) answers: mpsc::Sender<ToContainer>,
+    pub(crate) answers: mpsc::Sender<Answer>,
     /// The process as the kernel knows it, if it can be seen from here.
     pub(crate) pid: Option<u32>,
+}
+
+/// What a connection's thread sends.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The line.
+    pub(crate) line: ToContainer,
+    /// The page, for a process that is attached.
+    pub(crate) page: Option<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -75,6 +89,7 @@ pub(crate) enum Message {
     Release(BindingId, Reply<()>),
     SetGrant(BindingId, Quota, Reply<Granted>),
     Observe(Reply<Observation>),
+    Mps(Standing),
     Stop,
 }
 
@@ -82,8 +97,11 @@ pub(crate) enum Message {
 #[derive(Debug)]
 pub(crate) struct Owner {
     pub(crate) node: Node,
+    pub(crate) clock: Clock,
     pub(crate) pages: Pages,
     pub(crate) environment: Environment,
+    /// How NVIDIA's multi-process service is, where the agent keeps it.
+    pub(crate) mps: Standing,
     pub(crate) checkpoint: checkpoint::Writer,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) metrics: Arc<Metrics>,
@@ -97,9 +115,9 @@ impl Owner {
     #[allow(clippy::needless_pass_by_value)] // The queue ends before the checkpoint's thread is waited for, which may send.
     pub(crate) fn run(mut self, messages: mpsc::Receiver<Message>) {
         precedence::take();
-        let mut next_beat = monotonic();
+        let mut next_beat = self.clock.now();
         loop {
-            let now = monotonic();
+            let now = self.clock.now();
             if now >= next_beat {
                 self.beat(now);
                 next_beat = now + BEAT;
@@ -111,7 +129,8 @@ impl Owner {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             // Also after a message, or a flood of them would stop the clock.
-            let effects = self.node.tick(monotonic());
+            let now = self.clock.now();
+            let effects = self.node.tick(now);
             self.carry_out(effects);
         }
         for peer in self.peers.values() {
@@ -129,14 +148,14 @@ impl Owner {
                 self.metrics.decision.observe(received.elapsed().as_secs_f64());
             }
             Message::Gone(process) => {
-                let effects = self.node.gone(process, monotonic());
+                let effects = self.node.gone(process, self.clock.now());
                 self.carry_out(effects);
                 self.peers.remove(&process);
             }
             Message::Bind(bind, reply) => self.bind(bind, reply),
             Message::Release(id, reply) => self.release(&id, reply),
             Message::SetGrant(id, quota, reply) => {
-                let result = self.node.set_grant(&id, quota, monotonic()).map(|(grant, effects)| {
+                let result = self.node.set_grant(&id, quota, self.clock.now()).map(|(grant, effects)| {
                     self.carry_out(effects);
                     self.save(None);
                     Granted { grant }
@@ -144,19 +163,24 @@ impl Owner {
                 let _ = reply.send(result.map_err(ControlError::from));
             }
             Message::Observe(reply) => {
-                let status = self.node.status(env!("CARGO_PKG_VERSION"), std::process::id(), monotonic());
+                let status =
+                    self.node.status(env!("CARGO_PKG_VERSION"), std::process::id(), self.clock.now());
                 let _ = reply.send(Ok(Observation { status, tallies: self.node.tallies() }));
+            }
+            Message::Mps(standing) => {
+                self.metrics.mps_is_up(standing == Standing::Up);
+                self.mps = standing;
             }
             Message::Stop => {}
         }
     }
 
     fn line(&mut self, process: ProcessId, line: FromContainer) {
-        let now = monotonic();
+        let now = self.clock.now();
         let effects = match line {
             FromContainer::Want => self.node.want(process, now),
-            FromContainer::Yield { right, used, launches, throttled, more } => {
-                self.node.give_back(process, &Report { right, used, launches, throttled, more }, now)
+            FromContainer::Yield { right, used, launches, throttled, more, unknown } => {
+                self.node.give_back(process, &Report { right, used, launches, throttled, more, unknown }, now)
             }
             FromContainer::Free { bytes } => {
                 self.node.free(process, bytes);
@@ -189,7 +213,12 @@ impl Owner {
         match self.node.attach(process, id, pid, memory) {
             Ok((slot, effects)) => {
                 tracing::debug!(binding = %id, pid, slot, "process attached");
-                self.answer(process, ToContainer::Attached { slot });
+                match self.pages.descriptor(id) {
+                    Ok(page) => self.answer_with(process, ToContainer::Attached { slot }, Some(page)),
+                    Err(error) => {
+                        self.answer(process, ToContainer::Refused { error: format!("page: {error}") });
+                    }
+                }
                 effects
             }
             Err(error) => {
@@ -199,16 +228,25 @@ impl Owner {
         }
     }
 
-    fn answer(&self, process: ProcessId, answer: ToContainer) {
+    fn answer(&self, process: ProcessId, line: ToContainer) {
+        self.answer_with(process, line, None);
+    }
+
+    fn answer_with(&self, process: ProcessId, line: ToContainer, page: Option<OwnedFd>) {
         if let Some(peer) = self.peers.get(&process) {
             // A connection that has ended needs no answer.
-            let _ = peer.answers.send(answer);
+            let _ = peer.answers.send(Answer { line, page });
         }
     }
 
     fn bind(&mut self, bind: Bind, reply: Reply<Bound>) {
+        if let Standing::Broken(why) = &self.mps {
+            // A function that started now would share the GPU's time with its neighbours, unseen.
+            let _ = reply.send(Err(ControlError::Mps(why.clone())));
+            return;
+        }
         let id = new_id();
-        let (binding, effects) = match self.node.bind(id.clone(), bind, monotonic()) {
+        let (binding, effects) = match self.node.bind(id.clone(), bind, self.clock.now()) {
             Ok(bound) => bound,
             Err(refusal) => {
                 let _ = reply.send(Err(refusal.into()));
@@ -251,7 +289,7 @@ impl Owner {
 
     /// Removes a binding, its page and its connections.
     fn forget(&mut self, id: &BindingId) {
-        if let Ok((_, effects)) = self.node.release(id, monotonic()) {
+        if let Ok((_, effects)) = self.node.release(id, self.clock.now()) {
             self.carry_out(effects);
         }
         self.pages.remove(id);
@@ -291,7 +329,8 @@ impl Owner {
         let ids: Vec<_> = self.node.ledger().bindings().map(|binding| binding.id.clone()).collect();
         for id in ids {
             let counters = self.node.counters(&id, now);
-            self.pages.beat(&id, &counters, now);
+            // The beat is on the clock that others can read too.
+            self.pages.beat(&id, &counters, monotonic());
         }
     }
 }

@@ -1,16 +1,17 @@
 //! The bindings' pages in the state folder.
 //!
-//! Owns the files `bindings/<id>/page` and their mappings. Never decides what is written to them.
+//! Owns the pages' memory and their copies `bindings/<id>/page`. Never decides what is written to them.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use gpu_share::binding::{Binding, BindingId};
 use gpu_share::names::state;
-use gpu_share::page::{Counters, Identity, Limits, PageWriter, SLOTS, Slot};
+use gpu_share::page::{Counters, Identity, Limits, PageWriter, SLOTS, Snapshot};
 use gpu_share::units::Nanos;
 
 /// The pages of a node.
@@ -43,38 +44,26 @@ impl Pages {
         Ok(())
     }
 
-    /// Goes on with the page that an earlier agent made, or makes a new one if that is gone or not this binding's.
-    ///
-    /// Rights that were held are taken back: nobody remembers them. Returns what was counted, and the slots' words.
-    pub fn reopen(&mut self, binding: &Binding) -> io::Result<(Counters, [u32; SLOTS])> {
-        let page = PageWriter::open(&self.path(&binding.id)).and_then(|page| {
-            if page.identity() == Ok(identity(binding)) {
-                Ok(page)
-            } else {
-                Err(io::ErrorKind::InvalidData.into())
-            }
+    /// Makes the page of a binding of an earlier agent, with what that had counted. Rights that were held are gone:
+    /// nobody remembers them.
+    pub fn reopen(&mut self, binding: &Binding) -> io::Result<Counters> {
+        let copy = fs::read(self.path(&binding.id)).and_then(|bytes| {
+            let snapshot = Snapshot::parse(&bytes).map_err(io::Error::other)?;
+            let is_own = snapshot.identity == identity(binding);
+            if is_own { Ok(snapshot.counters) } else { Err(io::ErrorKind::InvalidData.into()) }
         });
-        let page = match page {
-            Ok(page) => page,
-            Err(error) => {
-                tracing::warn!(binding = %binding.id, %error, "page is not usable, making a new one");
-                self.create(binding)?;
-                return Ok((Counters::default(), [0; SLOTS]));
-            }
-        };
-        let mut rights = [0; SLOTS];
-        for (index, (slot, right)) in page.slots.iter().zip(&mut rights).enumerate() {
-            *right = slot.right.load(Ordering::Acquire);
-            if Slot::is_held(*right) {
-                *right = right.wrapping_add(1);
-                slot.right.store(*right, Ordering::Release);
-                page.wake(index);
-            }
-        }
-        page.set_limits(&self.limits(binding));
-        let counters = page.counters();
-        self.open.insert(binding.id.clone(), page);
-        Ok((counters, rights))
+        let counters = copy.unwrap_or_else(|error| {
+            tracing::warn!(binding = %binding.id, %error, "page is not usable, counting from zero");
+            Counters::default()
+        });
+        self.create(binding)?;
+        Ok(counters)
+    }
+
+    /// What a process of a binding needs to map its page.
+    pub fn descriptor(&self, id: &BindingId) -> io::Result<OwnedFd> {
+        let page = self.open.get(id).ok_or(io::ErrorKind::NotFound)?;
+        page.descriptor().try_clone_to_owned()
     }
 
     /// Removes a binding's page. Who has it mapped sees its last state.
@@ -111,6 +100,7 @@ impl Pages {
     pub fn set_limits(&self, binding: &Binding) {
         if let Some(page) = self.open.get(&binding.id) {
             page.set_limits(&self.limits(binding));
+            publish(&binding.id, page);
             (0..SLOTS).for_each(|slot| page.wake(slot));
         }
     }
@@ -120,6 +110,7 @@ impl Pages {
         if let Some(page) = self.open.get(id) {
             page.set_counters(counters);
             page.heartbeat.store(now.0, Ordering::Release);
+            publish(id, page);
         }
     }
 
@@ -127,6 +118,13 @@ impl Pages {
         let share = &binding.share;
         let (floor, ceiling, memory) = (share.floor, share.ceiling, share.memory);
         Limits { sm: share.sm, floor, ceiling, grant: binding.grant, memory, window: self.window }
+    }
+}
+
+fn publish(id: &BindingId, page: &PageWriter) {
+    if let Err(error) = page.publish() {
+        // Only those who look miss it.
+        tracing::debug!(binding = %id, %error, "copy of a page is not written");
     }
 }
 

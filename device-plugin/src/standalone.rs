@@ -22,12 +22,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::arbiter::Rules;
 use crate::checkpoint;
-use crate::clock::monotonic;
+use crate::clock::{Clock, monotonic};
 use crate::containers::Containers;
 use crate::control::{self, Handle};
 use crate::environment::Environment;
 use crate::inventory::{Inventory, InventoryError};
 use crate::metrics::Metrics;
+use crate::mps::Mps;
+use crate::mps::keeper::{Keeper, MpsError, Standing};
 use crate::node::Node;
 use crate::owner::{Message, Owner};
 use crate::pages::Pages;
@@ -54,6 +56,8 @@ pub struct Config {
     pub hook: Option<PathBuf>,
     /// How processes share GPUs.
     pub sharing: Sharing,
+    /// The daemon of NVIDIA's multi-process service.
+    pub mps: Mps,
     /// Window over which quotas are kept, above 0 and at most 1 s.
     pub window: Nanos,
     /// Units that a GPU is divided into.
@@ -81,6 +85,9 @@ pub enum StartError {
         /// Why.
         reason: io::Error,
     },
+    /// There is no daemon of NVIDIA's multi-process service.
+    #[error(transparent)]
+    Mps(#[from] MpsError),
     /// The metrics can't be registered.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -97,6 +104,9 @@ pub struct Agent {
     socket: PathBuf,
     control_socket: PathBuf,
     metrics: Option<SocketAddr>,
+    /// Folder of the bindings.
+    bindings: PathBuf,
+    mps: Option<Keeper>,
     /// Taken in this order on stop.
     containers: Option<Containers>,
     server: Option<(CancellationToken, JoinHandle<()>)>,
@@ -127,11 +137,20 @@ impl Agent {
             socket,
             control_socket,
             metrics: address,
+            bindings: folder.join(state::BINDINGS),
+            mps: None,
             containers: None,
             server: None,
             owner: Some(owner),
             _lock: lock,
         };
+        if let Mps::Start(program) = &config.mps {
+            let owner = handle.owner.clone();
+            // An owner that is gone binds nothing.
+            let tell = move |standing| drop(owner.send(Message::Mps(standing)));
+            agent.mps = Some(Keeper::start(program, &folder, tell)?);
+            metrics.mps_is_up(true);
+        }
         // Last, so that whoever can connect is answered.
         agent.server = Some(serve(control, port, handle.clone(), metrics)?);
         let containers = Containers::listen(&agent.socket, handle.owner);
@@ -164,9 +183,15 @@ impl Agent {
         self.owner.as_ref().is_some_and(|owner| !owner.is_finished())
     }
 
-    /// Stops for good: removes the sockets; pages and checkpoint stay for the next agent.
+    /// Stops for good: removes the sockets; pages and checkpoint stay for the next agent, and so does a daemon of NVIDIA's
+    /// multi-process service that containers still use.
     pub fn stop(mut self) {
         self.halt();
+        if let Some(mps) = self.mps.take() {
+            // Functions that still run would lose the GPU with the daemon; the next agent finds it.
+            let unused = fs::read_dir(&self.bindings).is_ok_and(|mut folders| folders.next().is_none());
+            mps.stop(unused);
+        }
         for path in [&self.socket, &self.control_socket] {
             if let Err(error) = fs::remove_file(path) {
                 tracing::warn!(path = %path.display(), %error, "socket stays");
@@ -206,8 +231,10 @@ fn start_owner(
     let handle = Handle { owner: inbox.clone(), events: broadcast::channel(EVENTS).0 };
     let owner = Owner {
         node,
+        clock: Clock::new(),
         pages,
-        environment: environment(config, &folder.join(state::SOCKET)),
+        environment: environment(config, folder),
+        mps: Standing::Up,
         checkpoint: checkpoint::Writer::start(folder.join(state::LEDGER))
             .map_err(can_not_make("a thread"))?,
         events: handle.events.clone(),
@@ -243,13 +270,14 @@ fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     Ok(listener)
 }
 
-fn environment(config: &Config, socket: &Path) -> Environment {
+fn environment(config: &Config, folder: &Path) -> Environment {
     Environment {
-        socket: socket.into(),
+        socket: folder.join(state::SOCKET),
         driver: config.driver.clone(),
         nvml: config.nvml.clone(),
         hook: config.hook.clone(),
         sharing: config.sharing,
+        mps: config.mps.pipes(folder),
         extra: config.env.clone(),
     }
 }
@@ -265,11 +293,9 @@ fn restore(config: &Config, folder: &Path, gpus: Vec<Gpu>) -> Result<(Node, Page
         let now = monotonic();
         let fits = node.ledger().clone().restore(binding.clone());
         let restored = match fits {
-            Ok(()) => {
-                pages.reopen(&binding).map_err(|error| error.to_string()).and_then(|(counters, rights)| {
-                    node.restore(&binding, counters, rights, now).map_err(|refusal| refusal.to_string())
-                })
-            }
+            Ok(()) => pages.reopen(&binding).map_err(|error| error.to_string()).and_then(|counters| {
+                node.restore(&binding, counters, now).map_err(|refusal| refusal.to_string())
+            }),
             Err(refusal) => Err(refusal.to_string()),
         };
         match restored {

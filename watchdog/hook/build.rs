@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
+#[path = "build/glibc.rs"]
+mod glibc;
+
 /// One line of `facts/cuda.txt`.
 struct Offer {
     asked: String,
@@ -26,7 +29,9 @@ fn main() -> io::Result<()> {
     // Programs ask for this name; threads of ours run in it, so it must not be unloaded under them.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libcuda.so.1");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
-    Ok(())
+    println!("cargo:rerun-if-changed=build");
+    glibc::use_older_versions(Path::new("facts/glibc.txt"), &out)?;
+    glibc::need_no_libgcc(&out)
 }
 
 fn lines(text: &str) -> impl Iterator<Item = &str> {

@@ -11,6 +11,7 @@
 //! | [`share`] | the part of one GPU that a container may use |
 //! | [`binding`] | a share bound to one container on one GPU |
 //! | [`ledger`] | a node's book of bindings, the only place that decides what fits |
+//! | [`accounting`] | what one process does about GPU time: when it may launch, what its work is charged |
 //! | [`quota`] | the periodic server: who may run now, and when work is done |
 //! | [`latency`] | latency of a model over SM share and batch |
 //! | [`annotations`] | what a function asks for, read from its annotations |
@@ -21,6 +22,7 @@
 //!
 //! Start reading at [`binding`], then [`ledger`], then [`quota`].
 
+pub mod accounting;
 pub mod annotations;
 pub mod binding;
 pub mod invalid;

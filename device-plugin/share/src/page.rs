@@ -1,7 +1,8 @@
 //! The page: the small file through which the node agent tells one container what it has.
 //!
 //! Only the node agent writes it; hook and watchdog map or read it and can change nothing that others see. What a
-//! container tells the agent goes over the socket ([`crate::protocol`]). Every value is checked when it is read, since
+//! container tells the agent goes over the socket ([`crate::protocol`]), and over the same socket a process gets the
+//! page: sealed memory. The file is a copy for those who only look. Every value is checked when it is read, since
 //! whoever owns the file could have written anything.
 //!
 //! ```text
@@ -18,6 +19,8 @@ use crate::binding::BindingId;
 use crate::invalid::Invalid;
 use crate::units::{Bytes, Nanos, Quota, SmShare};
 
+#[cfg(feature = "mapping")]
+pub mod handover;
 #[cfg(feature = "mapping")]
 mod mapping;
 #[cfg(feature = "mapping")]

@@ -64,6 +64,10 @@ pub enum FromContainer {
         /// It has more work, as [`FromContainer::Want`] says. In one message, or somebody else would run in between.
         #[serde(default)]
         more: bool,
+        /// Ways to the GPU which its hook does not know that it was handed since it last told. What goes there is not
+        /// counted.
+        #[serde(default)]
+        unknown: u64,
     },
     /// The process is about to take memory. Answered by [`ToContainer::Reserved`].
     Reserve {
@@ -86,7 +90,7 @@ pub enum ToContainer {
         /// The binding as it is now.
         binding: Binding,
     },
-    /// The process is attached.
+    /// The process is attached. The page's descriptor comes with the line (`page::handover`).
     Attached {
         /// Its slot in the page.
         slot: usize,
@@ -191,6 +195,8 @@ pub struct BindingStatus {
     pub processes: Vec<u32>,
     /// GPU work launched so far.
     pub launches: u64,
+    /// Ways to the GPU that its processes were handed and their hooks do not know. What goes there is not counted.
+    pub unknown: u64,
 }
 
 /// `GET /v1/events`: one JSON line per event, from the moment of the request.

@@ -2,7 +2,7 @@
 //!
 //! Never looks at other members; the arbiter compares them.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 
 use gpu_share::quota::{QuotaServer, Verdict};
 use gpu_share::units::{Nanos, Quota};
@@ -32,8 +32,8 @@ pub(super) struct Member {
     guaranteed: Account,
     /// Clamped while waiting: a ceiling is not saved up.
     pub(super) cap: Account,
-    /// Processes with work and no right to run.
-    pub(super) wanting: BTreeSet<ProcessId>,
+    /// Processes with work and no right to run, in the order of their turns.
+    pub(super) wanting: VecDeque<ProcessId>,
     /// When it could first run on its guaranteed quota, in the present wait.
     pub(super) eligible_at: Nanos,
     /// Borrowed time over floor; who has the smallest borrows first.
@@ -58,7 +58,7 @@ impl Member {
             window,
             guaranteed: Account::new(terms.grant, window, now),
             cap: Account::new(terms.cap(), window, now),
-            wanting: BTreeSet::new(),
+            wanting: VecDeque::new(),
             eligible_at: now,
             borrowed: Nanos::ZERO,
             overrun: Nanos::ZERO,
@@ -107,6 +107,12 @@ impl Member {
     /// It has no work any more; if it comes back at once, it has never been away.
     pub(super) fn rest(&mut self, now: Nanos) {
         self.idle_since = Some(now);
+    }
+
+    /// A process has no work any more; whether it had.
+    pub(super) fn stop_waiting(&mut self, process: ProcessId) -> bool {
+        let place = self.wanting.iter().position(|waiting| *waiting == process);
+        place.and_then(|place| self.wanting.remove(place)).is_some()
     }
 
     /// Takes note of how long a turn of this member is, whoever it is charged to.

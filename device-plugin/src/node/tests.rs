@@ -44,7 +44,7 @@ fn a_right_is_an_odd_word_and_its_end_an_even_one() {
     let mut node = with(node(), "a", 50);
     let (slot, _) = node.attach(ProcessId(1), &id("a"), 7, Bytes::ZERO).unwrap();
     assert_eq!(node.want(ProcessId(1), MS), [Effect::Right { binding: id("a"), slot, right: 1 }]);
-    let report = Report { right: 1, used: MS, launches: 3, throttled: MS, more: false };
+    let report = Report { right: 1, used: MS, launches: 3, throttled: MS, more: false, unknown: 2 };
     let now = Nanos::from_millis(3);
     assert_eq!(
         node.give_back(ProcessId(1), &report, now),
@@ -52,7 +52,7 @@ fn a_right_is_an_odd_word_and_its_end_an_even_one() {
     );
     let status = node.status("0", 1, now);
     let binding = &status.gpus[0].bindings[0];
-    assert_eq!((binding.used, binding.throttled, binding.launches), (MS, MS, 3));
+    assert_eq!((binding.used, binding.throttled, binding.launches, binding.unknown), (MS, MS, 3, 2));
     assert_eq!(binding.processes, [7]);
 }
 
@@ -183,8 +183,9 @@ proptest! {
                 Act::Attach(p, b) => drop(node.attach(ProcessId(p), &name(b), 1, Bytes::ZERO)),
                 Act::Want(p) => drop(node.want(ProcessId(p), now)),
                 Act::Yield(p, right, used, more) => {
+                    let (time, count) = (Nanos(used), used);
                     let report =
-                        Report { right, used: Nanos(used), launches: used, throttled: Nanos(used), more };
+                        Report { right, used: time, launches: count, throttled: time, more, unknown: count };
                     drop(node.give_back(ProcessId(p), &report, now));
                 }
                 Act::Reserve(p, m) => drop(node.reserve(ProcessId(p), Bytes(m))),

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use gpu_share::binding::{BindingId, GpuId, Owner as Function};
-use gpu_share::page::{PageReader, Slot};
+use gpu_share::page::{PageReader, Slot, handover};
 use gpu_share::protocol::{Bind, Bound, Event, FromContainer, NodeStatus, Problem, ToContainer};
 use gpu_share::share::Share;
 use gpu_share::units::{Bytes, Quota, SmShare};
@@ -44,6 +44,17 @@ impl Inventory for FakeInventory {
     }
 }
 
+/// Starts an agent. A program that another test starts has a copy of the lock of the agent before until it runs.
+fn start(config: &Config, inventory: &FakeInventory) -> Agent {
+    let begin = Instant::now();
+    loop {
+        match Agent::start(config, inventory) {
+            Err(StartError::InUse(_)) if begin.elapsed() < PATIENCE => thread::yield_now(),
+            agent => return agent.unwrap(),
+        }
+    }
+}
+
 /// An agent in a folder of its own, and an HTTP client of its control socket.
 struct Node {
     folder: TempDir,
@@ -66,6 +77,7 @@ impl Node {
             driver: Some("/lib/libcuda.so.1".into()),
             hook: Some("/opt/hook".into()),
             sharing: Sharing::Exclusive,
+            mps: Mps::Off,
             window: Nanos::from_millis(10),
             units: Units::PER_GPU,
             metrics: Some("127.0.0.1:0".parse().unwrap()),
@@ -76,7 +88,7 @@ impl Node {
     /// Kills the agent, as far as that is possible within one process, and starts another in its folder.
     fn restart(&mut self, inventory: &FakeInventory) {
         drop(self.agent.take());
-        self.agent = Some(Agent::start(&self.config(), inventory).unwrap());
+        self.agent = Some(start(&self.config(), inventory));
     }
 
     fn agent(&self) -> &Agent {
@@ -125,7 +137,8 @@ impl Node {
 /// A process of a container.
 struct Process {
     stream: BufReader<UnixStream>,
-    page: PageReader,
+    /// Once it is attached.
+    page: Option<PageReader>,
     slot: usize,
 }
 
@@ -133,17 +146,23 @@ impl Process {
     fn connect(bound: &Bound) -> Self {
         let stream = UnixStream::connect(&bound.socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self { stream: BufReader::new(stream), page: PageReader::open(&bound.page).unwrap(), slot: 0 }
+        Self { stream: BufReader::new(stream), page: None, slot: 0 }
     }
 
     fn attach(bound: &Bound, memory: Bytes) -> Self {
         let mut process = Self::connect(bound);
         let binding = bound.binding.id.clone();
-        let ToContainer::Attached { slot } = process.ask(&FromContainer::Attach { binding, pid: 1, memory })
-        else {
+        process.say(&FromContainer::Attach { binding, pid: 1, memory });
+        let mut line = [0; 256];
+        let (count, page) = handover::receive(process.stream.get_ref(), &mut line).unwrap();
+        let ToContainer::Attached { slot } = serde_json::from_slice(&line[..count]).unwrap() else {
             panic!("not attached")
         };
-        Self { slot, ..process }
+        Self { slot, page: Some(PageReader::map(page.unwrap()).unwrap()), ..process }
+    }
+
+    fn page(&self) -> &PageReader {
+        self.page.as_ref().unwrap()
     }
 
     fn say(&mut self, line: &FromContainer) {
@@ -166,12 +185,12 @@ impl Process {
     fn right(&self, held: bool) -> u32 {
         let start = Instant::now();
         loop {
-            let right = self.page.slots[self.slot].right.load(Ordering::Acquire);
+            let right = self.page().slots[self.slot].right.load(Ordering::Acquire);
             if Slot::is_held(right) == held {
                 return right;
             }
             assert!(start.elapsed() < PATIENCE, "the right is {right}");
-            self.page.wait(self.slot, right, Duration::from_millis(100));
+            self.page().wait(self.slot, right, Duration::from_millis(100));
         }
     }
 
@@ -187,6 +206,7 @@ fn yielded(right: u32) -> FromContainer {
         launches: 1,
         throttled: Nanos::from_micros(1),
         more: false,
+        unknown: 0,
     }
 }
 
@@ -233,7 +253,7 @@ fn two_containers_take_turns() {
         b.say(&FromContainer::Want);
         // The holder goes on until it is told to stop.
         a.right(false);
-        assert!(!Slot::is_held(b.page.slots[b.slot].right.load(Ordering::Acquire)));
+        assert!(!Slot::is_held(b.page().slots[b.slot].right.load(Ordering::Acquire)));
         a.say(&yielded(right));
         std::mem::swap(&mut a, &mut b);
     }
@@ -284,20 +304,19 @@ fn a_killed_agent_is_followed_by_one_that_knows_its_bindings() {
     assert_eq!(node.request("PUT", &path, &json!({"quota": 500_000})).0, StatusCode::OK);
     let mut process = Process::attach(&bound, Bytes::mib(7));
     process.say(&FromContainer::Want);
-    let right = process.right(true);
+    process.right(true);
     std::fs::remove_dir_all(gone.page.parent().unwrap()).unwrap();
     std::fs::create_dir(node.folder.path().join("state/bindings/unknown")).unwrap();
 
     node.restart(&FakeInventory::default().gpu("GPU-1", Bytes::gib(16)));
-    assert_eq!(process.right(false), right + 1, "nobody remembers the right");
-    assert!(process.ended());
+    assert!(process.ended(), "its right has ended with the agent that gave it");
     let status = node.status();
     assert_eq!(status.gpus[0].bindings.len(), 2);
     let restored = status.gpus[0].bindings.iter().find(|b| b.binding.id == bound.binding.id).unwrap();
     assert_eq!(restored.binding.grant, Quota::from_percent(50).unwrap());
     let mut process = Process::attach(&bound, Bytes::mib(7));
     process.say(&FromContainer::Want);
-    assert!(process.right(true) > right);
+    process.right(true);
     assert!(gone.page.exists(), "a page that is gone is made anew");
     assert!(!node.folder.path().join("state/bindings/unknown").exists());
 }
@@ -408,7 +427,7 @@ fn a_parked_binding_wakes_on_its_page_and_in_the_events() {
     let path = format!("/v1/bindings/{}/grant", bound.binding.id);
     let mut process = Process::attach(&bound, Bytes::ZERO);
     assert_eq!(node.request("PUT", &path, &json!({"quota": 0})).1, r#"{"grant":0}"#);
-    assert_eq!(process.page.limits().unwrap().grant, Quota::ZERO);
+    assert_eq!(process.page().limits().unwrap().grant, Quota::ZERO);
     let mut events = UnixStream::connect(node.agent().control_socket()).unwrap();
     events.set_read_timeout(Some(PATIENCE)).unwrap();
     events.write_all(b"GET /v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
@@ -418,7 +437,7 @@ fn a_parked_binding_wakes_on_its_page_and_in_the_events() {
     process.say(&FromContainer::Want);
     process.right(true);
     let grant = Quota::from_percent(30).unwrap();
-    assert_eq!(process.page.limits().unwrap().grant, grant);
+    assert_eq!(process.page().limits().unwrap().grant, grant);
     let event = lines.find(|line| line.starts_with('{')).unwrap();
     let woken = Event::Woken { binding: bound.binding.id, grant };
     assert_eq!(serde_json::from_str::<Event>(&event).unwrap(), woken);
@@ -430,11 +449,11 @@ fn pages_show_that_the_agent_lives_and_what_is_counted() {
     let bound = node.bind(30, Bytes::gib(2));
     let process = Process::attach(&bound, Bytes::mib(3));
     let start = Instant::now();
-    while process.page.counters().memory != Bytes::mib(3) {
+    while process.page().counters().memory != Bytes::mib(3) {
         assert!(start.elapsed() < PATIENCE);
-        process.page.wait(process.slot, 0, Duration::from_millis(20));
+        process.page().wait(process.slot, 0, Duration::from_millis(20));
     }
-    assert!(process.page.heartbeat.load(Ordering::Acquire) > 0);
+    assert!(process.page().heartbeat.load(Ordering::Acquire) > 0);
 }
 
 #[test]
@@ -444,4 +463,59 @@ fn metrics_are_served() {
     let url = format!("http://{}/metrics", node.agent().metrics().unwrap());
     let text = node.runtime.block_on(async { reqwest::get(url).await.unwrap().text().await.unwrap() });
     assert!(text.contains(&format!("gpufn_node_floor_ratio{{binding=\"{}\"", bound.binding.id)), "{text}");
+}
+
+#[test]
+fn the_service_that_the_agent_keeps_comes_and_goes_with_it_and_binds_wait_while_it_is_broken() {
+    let mut node = Node::start();
+    drop(node.agent.take());
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake-mps-control");
+    let config = Config { sharing: Sharing::Mps, mps: Mps::Start(program.into()), ..node.config() };
+    let inventory = FakeInventory::default().gpu("GPU-1", Bytes::gib(16));
+    node.agent = Some(start(&config, &inventory));
+    let pipes = config.state.canonicalize().unwrap().join("mps/pipe");
+    let daemon = pipes.join("nvidia-cuda-mps-control.pid");
+    assert!(daemon.exists());
+
+    let bound = node.bind(30, Bytes::gib(2));
+    let variable =
+        |name: &str| bound.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    assert_eq!(variable("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"), Some("100"));
+    assert_eq!(variable("CUDA_MPS_PIPE_DIRECTORY"), pipes.to_str());
+    assert_eq!(variable("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"), Some("0=2048M"));
+
+    // It can't come back before the test lets it.
+    fs::write(pipes.join("refuse"), "").unwrap();
+    fs::remove_file(&daemon).unwrap();
+    let share =
+        Share::new(SmShare::WHOLE, Quota::from_percent(30).unwrap(), Quota::WHOLE, Bytes::gib(1)).unwrap();
+    let owner = Function { namespace: "fn".into(), function: "g".into(), instance: "0".into() };
+    let bind = serde_json::to_string(&Bind { owner, share }).unwrap();
+    let begin = Instant::now();
+    let answer = loop {
+        let (status, body) = node.request("POST", "/v1/bindings", &bind);
+        if status != StatusCode::CREATED {
+            break (status, body);
+        }
+        let id = serde_json::from_str::<Bound>(&body).unwrap().binding.id;
+        node.request("DELETE", &format!("/v1/bindings/{id}"), &"");
+        assert!(begin.elapsed() < PATIENCE);
+    };
+    assert_eq!(answer.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.1.contains("while the multi-process service is broken"), "{}", answer.1);
+    fs::remove_file(pipes.join("refuse")).unwrap();
+    let begin = Instant::now();
+    while node.request("POST", "/v1/bindings", &bind).0 != StatusCode::CREATED {
+        assert!(begin.elapsed() < 2 * PATIENCE);
+    }
+
+    // With something bound it outlives the agent, and ends with the agent that has nothing bound.
+    node.agent.take().unwrap().stop();
+    assert!(daemon.exists());
+    node.agent = Some(start(&config, &inventory));
+    for status in node.status().gpus[0].bindings.clone() {
+        node.request("DELETE", &format!("/v1/bindings/{}", status.binding.id), &"");
+    }
+    node.agent.take().unwrap().stop();
+    assert!(!daemon.exists());
 }

@@ -18,6 +18,8 @@ impl Status {
     pub(crate) const NOT_READY: Self = Self(600);
     pub(crate) const NOT_PERMITTED: Self = Self(800);
     pub(crate) const NOT_SUPPORTED: Self = Self(801);
+    pub(crate) const NVML_INVALID_ARGUMENT: Self = Self(2);
+    pub(crate) const NVML_INSUFFICIENT_SIZE: Self = Self(7);
     pub(crate) const NVML_LIBRARY_NOT_FOUND: Self = Self(12);
     pub(crate) const NVML_FUNCTION_NOT_FOUND: Self = Self(13);
 
@@ -47,6 +49,14 @@ pub(crate) const PROC_ADDRESS_PER_THREAD: u64 = 2;
 pub(crate) const POOL_RESERVED: i32 = 5;
 /// What of it is given out (`CU_MEMPOOL_ATTR_USED_MEM_CURRENT`).
 pub(crate) const POOL_USED: i32 = 7;
+/// What graphs of a device keep of the card for their memory nodes (`CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT`).
+pub(crate) const GRAPH_RESERVED: i32 = 2;
+/// What of it is in use (`CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT`).
+pub(crate) const GRAPH_USED: i32 = 0;
+/// A node that is a graph.
+pub(crate) const NODE_GRAPH: i32 = 4;
+/// A node that takes memory.
+pub(crate) const NODE_MEM_ALLOC: i32 = 10;
 /// Memory that lies on a GPU.
 pub(crate) const LOCATION_DEVICE: i32 = 1;
 
@@ -73,6 +83,62 @@ pub(crate) struct DeviceLaunch {
     pub(crate) stream: Handle,
     pub(crate) params: *mut *mut c_void,
 }
+
+/// Where a pointer leads (`CU_POINTER_ATTRIBUTE_MEMORY_TYPE`).
+pub(crate) const POINTER_MEMORY_TYPE: i32 = 2;
+pub(crate) const MEMORY_DEVICE: u32 = 2;
+pub(crate) const MEMORY_ARRAY: u32 = 3;
+pub(crate) const MEMORY_UNIFIED: u32 = 4;
+
+/// One end of a copy of a rectangle.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct End2d {
+    place: [usize; 2],
+    pub(crate) kind: u32,
+    host: *const c_void,
+    pub(crate) device: DevicePtr,
+    array: Handle,
+    pitch: usize,
+}
+
+/// `CUDA_MEMCPY2D`.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Copy2d {
+    pub(crate) from: End2d,
+    pub(crate) to: End2d,
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+}
+
+const _: () = assert!(size_of::<Copy2d>() == 128);
+
+/// One end of a copy of a box.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct End3d {
+    place: [usize; 4],
+    pub(crate) kind: u32,
+    host: *const c_void,
+    pub(crate) device: DevicePtr,
+    array: Handle,
+    context: Handle,
+    pitch: [usize; 2],
+}
+
+/// `CUDA_MEMCPY3D`, and `CUDA_MEMCPY3D_PEER`.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Copy3d {
+    pub(crate) from: End3d,
+    pub(crate) to: End3d,
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+    pub(crate) depth: usize,
+}
+
+const _: () = assert!(size_of::<Copy3d>() == 200);
 
 /// Shape of an array.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +172,28 @@ pub(crate) struct AllocationProperties {
     pub(crate) location: i32,
 }
 
+/// `CUDA_MEM_ALLOC_NODE_PARAMS`, both versions.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct AllocationNode {
+    pub(crate) properties: AllocationProperties,
+    rest: [u64; 9],
+    access: *const c_void,
+    access_count: usize,
+    pub(crate) bytes: usize,
+    address: DevicePtr,
+}
+
+impl AllocationNode {
+    pub(crate) const fn zeroed() -> Self {
+        let properties = AllocationProperties { kind: 0, handle_kinds: 0, location_kind: 0, location: 0 };
+        Self { properties, rest: [0; 9], access: core::ptr::null(), access_count: 0, bytes: 0, address: 0 }
+    }
+}
+
+const _: () =
+    assert!(core::mem::offset_of!(AllocationNode, bytes) == 104 && size_of::<AllocationNode>() == 120);
+
 /// `nvmlMemory_t`.
 #[derive(Debug)]
 #[repr(C)]
@@ -124,6 +212,41 @@ pub(crate) struct NvmlMemoryV2 {
     pub(crate) reserved: u64,
     pub(crate) free: u64,
     pub(crate) used: u64,
+}
+
+/// `nvmlProcessInfo_v2_t`, which the third form of its list has too.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct NvmlProcess {
+    pub(crate) pid: u32,
+    pub(crate) used: u64,
+    pub(crate) gpu_instance: u32,
+    pub(crate) compute_instance: u32,
+}
+
+/// `nvmlProcessInfo_v1_t`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct NvmlProcessV1 {
+    pub(crate) pid: u32,
+    pub(crate) used: u64,
+}
+
+/// `nvmlUtilization_t`, in percent.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct NvmlUtilization {
+    pub(crate) gpu: u32,
+    pub(crate) memory: u32,
+}
+
+/// `nvmlProcessUtilizationSample_t`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct NvmlSample {
+    pub(crate) pid: u32,
+    pub(crate) time: u64,
+    pub(crate) percent: [u32; 4],
 }
 
 /// Bytes of one element of an array of `format`; what is unknown counts as the largest.

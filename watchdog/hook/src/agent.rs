@@ -2,13 +2,14 @@
 //!
 //! It decides nothing: what an answer or a lost connection means is the session's matter.
 
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use gpu_share::page::{PageReader, handover};
 use gpu_share::protocol::{FromContainer, MAX_LINE, ToContainer};
 use gpu_share::units::Bytes;
 
@@ -16,6 +17,9 @@ use crate::config::Place;
 
 /// An agent that has not answered after so long counts as away.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often the reader of a connection on which nothing comes looks up.
+pub(crate) const LOOK: Duration = Duration::from_millis(500);
 
 /// The descriptor of the present connection, -1 for none: a forked child closes it without taking a lock.
 static DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
@@ -34,10 +38,13 @@ pub(crate) fn close_in_child() {
 pub(crate) struct Lines {
     stream: Arc<UnixStream>,
     buffer: Vec<u8>,
+    /// The page, as it came with the answer to attach.
+    page: Option<OwnedFd>,
 }
 
 impl Lines {
-    /// The next message; an error once the connection has ended or says what can't be read.
+    /// The next message; an error once the connection has ended or says what can't be read, and one of kind
+    /// [`io::ErrorKind::WouldBlock`] if nothing came for a while.
     pub(crate) fn next(&mut self) -> io::Result<ToContainer> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
@@ -48,12 +55,13 @@ impl Lines {
                 return Err(io::Error::other(format!("line is longer than {MAX_LINE} bytes")));
             }
             let mut chunk = [0; 512];
-            let count = match (&*self.stream).read(&mut chunk) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => count,
+            let (count, page) = match handover::receive(&self.stream, &mut chunk) {
+                Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
+            self.page = page.or_else(|| self.page.take());
             self.buffer.extend_from_slice(&chunk[..count]);
         }
     }
@@ -75,18 +83,20 @@ pub(crate) struct Agent {
     answered: Condvar,
 }
 
-/// Joins the binding with `memory` held already; says which slot of the page is this process's.
-pub(crate) fn attach(place: &Place, memory: Bytes) -> io::Result<(Lines, usize)> {
+/// Joins the binding with `memory` held already; brings its page, and says which slot of it is this process's.
+pub(crate) fn attach(place: &Place, memory: Bytes) -> io::Result<(Lines, PageReader, usize)> {
     let stream = UnixStream::connect(&place.socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let binding = place.binding.clone();
     write(&stream, &FromContainer::Attach { binding, pid: std::process::id(), memory })?;
-    let mut lines = Lines { stream: Arc::new(stream), buffer: Vec::new() };
+    let mut lines = Lines { stream: Arc::new(stream), buffer: Vec::new(), page: None };
     match lines.next()? {
         ToContainer::Attached { slot } => {
-            lines.stream.set_read_timeout(None)?;
-            Ok((lines, slot))
+            lines.stream.set_read_timeout(Some(LOOK))?;
+            let page =
+                lines.page.take().ok_or_else(|| io::Error::other("answer to attach brings no page"))?;
+            Ok((lines, PageReader::map(page)?, slot))
         }
         ToContainer::Refused { error } => Err(io::Error::other(format!("refused: {error}"))),
         other => {
@@ -106,7 +116,10 @@ impl Agent {
     /// The connection has ended: messages are dropped from now on, and nobody waits for an answer.
     pub(crate) fn disconnect(&self) {
         DESCRIPTOR.store(-1, Ordering::SeqCst);
-        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(stream) = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // An agent that hangs and goes on one day must find it ended.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
         let answer = self.answer.lock();
         self.answered.notify_all();
         drop(answer);

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::abi::{Handle, Status};
+use crate::abi::{AllocationNode, DevicePtr, Handle, NvmlMemory, NvmlProcess, Status};
 use crate::config::{config, say};
 use crate::forward;
 use crate::names::index;
@@ -50,7 +50,11 @@ fn library(nvml: bool) -> Option<&'static Library> {
     static DRIVER: OnceLock<Option<Library>> = OnceLock::new();
     static NVML: OnceLock<Option<Library>> = OnceLock::new();
     if nvml {
-        NVML.get_or_init(|| open(config().nvml.as_deref(), "libnvidia-ml.so.1")).as_ref()
+        NVML.get_or_init(|| {
+            claim_management_name();
+            open(config().nvml.as_deref(), "libnvidia-ml.so.1")
+        })
+        .as_ref()
     } else {
         DRIVER.get_or_init(|| open(config().driver.as_deref(), "libcuda.so.1")).as_ref()
     }
@@ -66,7 +70,39 @@ fn open(configured: Option<&Path>, name: &str) -> Option<Library> {
         say(&format!("{} is the hook itself, allowed is the real library", path.display()));
         return None;
     }
-    open_at(&path).map_err(|error| say(&error)).ok()
+    let library = open_at(&path).map_err(|error| say(&error)).ok()?;
+    if leads_here(&library) {
+        say(&format!("{} leads to the hook itself, allowed is the real library", path.display()));
+        return None;
+    }
+    Some(library)
+}
+
+/// Has the loader know a library of the hook as `libnvidia-ml.so.1` before it knows the real one as that: whoever asks for
+/// the name later is given the first library that is open under it, without a search.
+fn claim_management_name() {
+    let beside = own_path().map(|own| own.with_file_name("libnvidia-ml.so.1")).filter(|path| path.exists());
+    // One that leads to the real library does what is about to be done anyway.
+    for path in beside.iter().map(PathBuf::as_path).chain([Path::new("libnvidia-ml.so.1")]) {
+        let _ = open_at(path);
+    }
+}
+
+/// Whether the functions of `library` are this library's own: it may be a file that only names this one.
+fn leads_here(library: &Library) -> bool {
+    let base = |address: *const c_void| {
+        let mut info = core::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+        // SAFETY: any address may be asked for, and the answer is written to a place of its size.
+        let found = unsafe { libc::dladdr(address, info.as_mut_ptr()) };
+        // SAFETY: it was zeroed, which is a valid value, and filled where the call succeeded.
+        (found != 0).then(|| unsafe { info.assume_init() }.dli_fbase)
+    };
+    let own = base(own_path as *const c_void);
+    [c"cuInit", c"nvmlInit_v2"].into_iter().any(|name| {
+        // SAFETY: the handle is open for good and the name ends with a zero.
+        let address = unsafe { libc::dlsym(library.0, name.as_ptr()) };
+        !address.is_null() && base(address) == own
+    })
 }
 
 fn open_at(path: &Path) -> Result<Library, String> {
@@ -141,9 +177,29 @@ call!(primary_state = cuDevicePrimaryCtxGetState(device: i32, flags: &mut u32, a
 call!(current_device = cuCtxGetDevice(device: &mut i32));
 call!(device_pool = cuDeviceGetMemPool(pool: &mut Handle, device: i32));
 call!(pool_attribute = cuMemPoolGetAttribute(pool: Handle, attribute: i32, value: &mut u64));
+call!(graph_memory = cuDeviceGetGraphMemAttribute(device: i32, attribute: i32, value: &mut u64));
+call!(graph_nodes = cuGraphGetNodes(graph: Handle, nodes: *mut Handle, count: &mut usize));
+call!(node_kind = cuGraphNodeGetType(node: Handle, kind: &mut i32));
+call!(allocation_node = cuGraphMemAllocNodeGetParams(node: Handle, parameters: &mut AllocationNode));
+call!(child_graph = cuGraphChildGraphNodeGetGraph(node: Handle, graph: &mut Handle));
+call!(stream_green_context = cuStreamGetCtx_v2(stream: Handle, context: &mut Handle, green: &mut Handle));
+call!(context_of_green = cuCtxFromGreenCtx(context: &mut Handle, green: Handle));
+call!(destroy_context = cuCtxDestroy_v2(context: Handle));
+call!(release_primary = cuDevicePrimaryCtxRelease_v2(device: i32));
+call!(pointer_attribute = cuPointerGetAttribute(value: &mut u64, attribute: i32, pointer: DevicePtr));
 call!(create_event = cuEventCreate(event: &mut Handle, flags: u32));
+call!(
+    launch_host_function = cuLaunchHostFunc(
+        stream: Handle, function: unsafe extern "C" fn(*mut c_void), data: *mut c_void
+    )
+);
 call!(record_event = cuEventRecord(event: Handle, stream: Handle));
 call!(query_event = cuEventQuery(event: Handle));
 call!(await_event = cuEventSynchronize(event: Handle));
 call!(elapsed_millis = cuEventElapsedTime(millis: &mut f32, start: Handle, end: Handle));
+call!(nvml_init = nvmlInit_v2());
+call!(nvml_device = nvmlDeviceGetHandleByUUID(uuid: *const c_char, device: &mut Handle));
+call!(nvml_memory = nvmlDeviceGetMemoryInfo(device: Handle, memory: &mut NvmlMemory));
+call!(nvml_processes =
+    nvmlDeviceGetComputeRunningProcesses_v3(device: Handle, count: &mut u32, list: *mut NvmlProcess));
 call!(nvml_uuid = nvmlDeviceGetUUID(device: Handle, text: *mut c_char, length: u32));

@@ -4,24 +4,32 @@
 //! function. Which call comes first does not matter, and nothing happens while the library is loaded.
 
 use core::arch::naked_asm;
-use core::ffi::c_void;
+use core::ffi::{c_char, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::abi::Status;
-use crate::names::{COUNT, CUDA, NAMES};
+use crate::names::{COUNT, CUDA, NAMES, index};
 use crate::{driver, intercept};
 
 /// Where each export jumps to.
 static TABLE: [AtomicPtr<c_void>; COUNT] = [const { AtomicPtr::new(first_call as *mut c_void) }; COUNT];
 
 /// The real function of each name, once it was looked for.
-static REAL: [AtomicPtr<c_void>; COUNT] = [const { AtomicPtr::new(ptr::null_mut()) }; COUNT];
+pub(crate) static REAL: [AtomicPtr<c_void>; COUNT] = [const { AtomicPtr::new(ptr::null_mut()) }; COUNT];
 
 /// The real function of the name at `index`, or one that answers that there is none.
 pub(crate) fn real(index: usize) -> *mut c_void {
     let known = REAL[index].load(Ordering::Acquire);
     if known.is_null() { find_real(index) } else { known }
+}
+
+/// The real function of a watched name, for its wrapper: [`real`] was called before anybody was given that.
+#[allow(clippy::inline_always)] // The fast path is counted in instructions.
+#[inline(always)]
+pub(crate) fn watched(index: usize) -> *mut c_void {
+    // Where another processor may see the wrapper before what was stored first, it is looked at again.
+    if cfg!(target_arch = "x86_64") { REAL[index].load(Ordering::Acquire) } else { real(index) }
 }
 
 /// The real function of the name at `index`, null if the real library lacks it.
@@ -39,6 +47,9 @@ fn find_real(index: usize) -> *mut c_void {
 
 /// What stands in for a name that the real library lacks, or for all of them where there is no library.
 fn absent(index: usize) -> *mut c_void {
+    if index == index::nvmlErrorString {
+        return no_text as *mut c_void;
+    }
     match (index >= CUDA, driver::is_open(index >= CUDA)) {
         (false, true) => not_supported as *mut c_void,
         (false, false) => no_driver as *mut c_void,
@@ -57,6 +68,11 @@ extern "C" fn no_driver() -> Status {
 
 extern "C" fn no_function() -> Status {
     Status::NVML_FUNCTION_NOT_FOUND
+}
+
+/// The one function that answers no status.
+extern "C" fn no_text() -> *const c_char {
+    c"unknown: the NVIDIA management library can't be opened".as_ptr()
 }
 
 extern "C" fn no_library() -> Status {

@@ -1,33 +1,20 @@
 //! The gate before every launch: may this process start GPU work now, and how much is under way.
 //!
-//! The fast path is one addition and three loads, without clock, lock or system call. It never calls the driver, and its
-//! lock is never held while a thread waits.
-
-pub(crate) mod right;
+//! What passes is a batch of launches, or one that is measured by itself. It never calls the driver, and its lock is never
+//! held while a thread waits.
 
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use gpu_share::page::Slot;
+use gpu_share::accounting::admission::{self, Patience, WINDOW};
+use gpu_share::accounting::right::{self, Ask, Right};
 use gpu_share::protocol::FromContainer;
 use gpu_share::units::{Nanos, Quota};
 
-use right::{Ask, Right};
-
-/// Most GPU time, as estimated, that is queued before another launch passes, so that a revoked right is given back soon.
-const WINDOW: Nanos = Nanos::from_millis(2);
-/// The same where the binding has all of the time and nobody waits for it.
-pub(crate) const WINDOW_ALONE: Nanos = Nanos::from_millis(10);
-/// A launch that waited so long for this process's own work, while none of it ended, starts all the same: what runs may
-/// be waiting for it (kernels that wait for kernels of another stream do).
-const STALL: Nanos = Nanos::from_secs(1);
-
-/// Work in flight in one word: the number of launches above, their estimated nanoseconds below.
+/// Work in flight in one word: the number of batches above, their estimated nanoseconds below.
 const ONE: u64 = 1 << 44;
-/// Longest estimate that is kept, 4 s.
-pub(crate) const LONGEST: Nanos = Nanos::from_secs(4);
 
 /// What lies outside the gate: clock, agent and page.
 pub(crate) trait Outside {
@@ -46,6 +33,15 @@ pub(crate) trait Outside {
 pub(crate) struct Admitted {
     /// Estimated GPU time of what was queued before it.
     pub(crate) ahead: Nanos,
+}
+
+/// A right to run, and where it shows whether it still counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// The page's word, or the gate's own.
+    pub(crate) word: &'static AtomicU32,
+    /// The right; an even number is none.
+    pub(crate) right: u32,
 }
 
 /// The gate of one process.
@@ -85,15 +81,32 @@ impl Gate {
         unsafe { &*self.word.load(Ordering::Acquire) }.load(Ordering::Acquire)
     }
 
-    /// The fast path: lets a launch of estimated length `cost` through now or not at all. The addition comes before the look at the right, and whoever gives the right back clears it before
-    /// it looks at what is in flight: one of the two sees the other.
+    /// The right under which launches pass now.
+    pub(crate) fn held(&'static self) -> Held {
+        // SAFETY: as above; this gate lives for ever too.
+        let word = unsafe { &*self.word.load(Ordering::Acquire) };
+        Held { word, right: self.accepted.load(Ordering::SeqCst) }
+    }
+
+    /// Keeps `cost` for launches that will join a batch that was let through.
+    pub(crate) fn reserve(&self, cost: Nanos) {
+        self.in_flight.fetch_add(cost.0, Ordering::SeqCst);
+    }
+
+    /// Gives up what was kept for launches that did not come.
+    pub(crate) fn give_up(&self, cost: Nanos) {
+        self.in_flight.fetch_sub(cost.0, Ordering::SeqCst);
+    }
+
+    /// Lets work of estimated length `cost` through now or not at all. The addition comes before the look at the right,
+    /// and whoever gives the right back clears it before it looks at what is in flight: one of the two sees the other.
     #[inline]
     pub(crate) fn try_enter(&self, cost: Nanos) -> Option<Admitted> {
         let before = self.in_flight.fetch_add(ONE + cost.0, Ordering::SeqCst);
         let accepted = self.accepted.load(Ordering::SeqCst);
         let ahead = before & (ONE - 1);
-        let room = ahead <= self.window.load(Ordering::Relaxed);
-        if room && Slot::is_held(accepted) && accepted == self.word() {
+        let window = Nanos(self.window.load(Ordering::Relaxed));
+        if admission::admits(Nanos(ahead), window, accepted, self.word()) {
             return Some(Admitted { ahead: Nanos(ahead) });
         }
         self.in_flight.fetch_sub(ONE + cost.0, Ordering::SeqCst);
@@ -142,8 +155,7 @@ impl Gate {
         if self.is_local() {
             self.local.store(right.word(0), Ordering::Release);
         }
-        let alone = outside.grant() == Some(Quota::WHOLE);
-        self.window.store(if alone { WINDOW_ALONE.0 } else { WINDOW.0 }, Ordering::Relaxed);
+        self.window.store(admission::window(outside.grant()).0, Ordering::Relaxed);
         self.accepted.store(held, Ordering::SeqCst);
     }
 
@@ -167,15 +179,15 @@ impl Gate {
         self.changed.wait_timeout(right, most.into()).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// A launch that was let through did not start, or its work has ended without being measured.
-    pub(crate) fn leave(&self, launches: u64, cost: Nanos) {
-        self.in_flight.fetch_sub(ONE * launches + cost.0, Ordering::SeqCst);
+    /// What was let through for `cost` did not start, or has ended.
+    pub(crate) fn leave(&self, cost: Nanos) {
+        self.in_flight.fetch_sub(ONE + cost.0, Ordering::SeqCst);
         self.ended.fetch_add(1, Ordering::Relaxed);
         drop(self.lock());
         self.changed.notify_all();
     }
 
-    /// Work of `launches` launches, let through for `cost` together, has ended and occupied the GPU for `used`.
+    /// `launches` launches, let through together for `cost`, have ended and occupied the GPU for `used`.
     pub(crate) fn settle(&self, launches: u64, cost: Nanos, used: Nanos, now: Nanos) {
         let mut right = self.lock();
         right.charge(used, launches, now);
@@ -183,7 +195,7 @@ impl Gate {
             self.local.store(right.word(0), Ordering::Release);
         }
         drop(right);
-        self.leave(launches, cost);
+        self.leave(cost);
     }
 
     /// Gives the right back if nothing is in flight and it was taken back or has been idle; else says when to look again.
@@ -213,6 +225,15 @@ impl Gate {
         None
     }
 
+    /// The process ends: gives the right back though it may just have been used, unless something is in flight.
+    pub(crate) fn give_back_for_good(&self, outside: &impl Outside) {
+        let mut right = self.lock();
+        self.accepted.store(0, Ordering::SeqCst);
+        if right.held() != 0 && !self.is_busy() {
+            send_all(&right.give_back(self.word(), outside.now()), outside);
+        }
+    }
+
     /// The agent is gone: this process keeps itself to `floor`.
     pub(crate) fn detach(&self, floor: Quota, window: Nanos, now: Nanos) {
         let mut right = self.lock();
@@ -234,8 +255,19 @@ impl Gate {
         self.changed.notify_all();
     }
 
+    /// Whether a thread waits to launch.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.lock().waiting > 0
+    }
+
     fn is_local(&self) -> bool {
         ptr::eq(self.word.load(Ordering::Acquire), &raw const self.local)
+    }
+
+    /// Whether the right under which launches pass was taken back.
+    pub(crate) fn is_revoked(&self) -> bool {
+        let accepted = self.accepted.load(Ordering::SeqCst);
+        accepted != 0 && accepted != self.word()
     }
 
     /// Whether anything is in flight.
@@ -255,25 +287,6 @@ impl Gate {
 fn send_all(messages: &[FromContainer], outside: &impl Outside) {
     for message in messages {
         outside.send(message);
-    }
-}
-
-/// How long a launch has waited while this process's own work made no progress.
-struct Patience {
-    ended: u64,
-    since: Nanos,
-}
-
-impl Patience {
-    fn new(ended: u64, now: Nanos) -> Self {
-        Self { ended, since: now }
-    }
-
-    fn is_over(&mut self, ended: u64, busy: bool, now: Nanos) -> bool {
-        if ended != self.ended || !busy {
-            *self = Self::new(ended, now);
-        }
-        now.since(self.since) >= STALL
     }
 }
 

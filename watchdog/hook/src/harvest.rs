@@ -2,36 +2,41 @@
 //!
 //! No lock of this module is held while the driver is called or anything is waited for.
 
+mod hold_up;
 mod thread;
-mod timeline;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use gpu_share::accounting::batch;
+use gpu_share::page::Slot;
 use gpu_share::units::Nanos;
 
-use crate::abi::{CAPTURE_MODE_RELAXED, EVENT_BLOCKING_SYNC, Handle, STREAM_PER_THREAD, Status};
+use crate::abi::{
+    CAPTURE_MODE_RELAXED, EVENT_BLOCKING_SYNC, Handle, STREAM_LEGACY, STREAM_PER_THREAD, Status,
+};
 use crate::cost::Cost;
 use crate::driver;
 use crate::gate::{Admitted, Outside};
-use crate::lane::{Entry, Filled, Lane};
+use crate::lane::seat::{self, Job, Seat};
+use crate::lane::{Filled, Lane, Opening};
 use crate::session::Session;
 
+use hold_up::HoldUp;
 use thread::Harvest;
 
-/// Work queued before a launch from which on the launch may share a batch: the GPU will not run dry while it is open.
-const DENSE: Nanos = Nanos::from_micros(200);
 /// Longest wait for measured work before its context is destroyed.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// A launch as the hook sees it.
 #[derive(Debug)]
 pub(crate) struct Work {
+    /// The stream as the program names it.
+    pub(crate) asked: usize,
+    pub(crate) job: Job,
     pub(crate) cost: &'static Cost,
-    /// What was reserved for it.
-    pub(crate) expected: Nanos,
     /// The call returns when the work has ended.
     pub(crate) blocks: bool,
 }
@@ -40,7 +45,7 @@ pub(crate) struct Work {
 /// that from work.
 #[derive(Clone, Copy, Debug)]
 enum Clock {
-    /// Of a call that waits for its work nothing is known.
+    /// Of a call that waits for its work nothing is known, and where the stream is held up nothing is waited for.
     Stopped,
     /// Of work that was never measured only the thread's own time counts: a thread that was put aside may have launched
     /// before.
@@ -100,8 +105,6 @@ struct Inbox {
 #[derive(Debug, Default)]
 pub(crate) struct Harvester {
     lanes: Mutex<HashMap<LaneKey, &'static Lane>>,
-    /// Changes when a lane is dropped, so that what threads remember is void.
-    pub(crate) generation: AtomicU64,
     events: Mutex<HashMap<usize, Vec<usize>>>,
     inbox: Mutex<Inbox>,
     wake: Condvar,
@@ -132,55 +135,72 @@ impl Harvester {
         lock(&self.lanes).entry(key).or_insert_with(new)
     }
 
-    /// Runs `launch` on the lane between events, alone or within a batch; the gate has let it through.
-    pub(crate) fn measured(
+    /// Runs `launch` on the lane: within the thread's open batch, or between events of its own. Waits for the right first
+    /// where that is not held.
+    pub(crate) fn launch(
         &self,
-        session: &Session,
+        session: &'static Session,
         lane: &'static Lane,
         work: &Work,
-        admitted: Admitted,
-        launch: impl FnOnce() -> Status,
+        launch: &mut dyn FnMut() -> Status,
     ) -> Status {
-        let dense = admitted.ahead >= DENSE && work.cost.is_known() && !work.blocks && !lane.own;
-        match lane.enter(work.cost, work.expected, dense) {
-            Entry::Alone => self.alone(session, lane, work, launch),
-            Entry::Opens => self.opening(session, lane, work, launch),
-            Entry::Joined => {
+        let seat = seat_for(lane, work);
+        if let Some(seat) = seat {
+            lane.prepare(seat, work.job, work.cost);
+            seat::publish(seat);
+            if let Some(seat) = seat::join(work.asked, work.job) {
                 let status = launch();
-                self.leave(session, lane);
-                status
+                if seat.leave() {
+                    self.end(session, lane);
+                }
+                return status;
             }
         }
-    }
-
-    fn leave(&self, session: &Session, lane: &'static Lane) {
-        if lane.leave() {
-            self.finish(session, lane, Nanos::ZERO);
+        // What is open has no room for it. A wait is no work, and must not lie within a batch.
+        self.close(session, &[lane]);
+        let expected = work.cost.estimate();
+        let admitted = session.gate.try_enter(expected).unwrap_or_else(|| {
+            self.close_current(session);
+            session.gate.enter_slowly(expected, session)
+        });
+        match seat.filter(|_| may_share(session, lane, work, admitted)) {
+            Some(seat) => self.opening(session, lane, seat, (work, expected, admitted), launch),
+            None => self.alone(session, lane, work, expected, launch),
         }
     }
 
     fn opening(
         &self,
-        session: &Session,
+        session: &'static Session,
         lane: &'static Lane,
-        work: &Work,
-        launch: impl FnOnce() -> Status,
+        seat: &'static Seat,
+        (work, expected, admitted): (&Work, Nanos, Admitted),
+        launch: &mut dyn FnMut() -> Status,
     ) -> Status {
-        let before = session.now();
-        let Some(start) = self.record(lane) else {
-            lane.abandon();
-            return self.unmeasured(session, work.expected, launch);
+        let (held, since) = (session.gate.held(), session.now());
+        if !Slot::is_held(held.right) {
+            return self.alone(session, lane, work, expected, launch);
+        }
+        let Some(start) = self.record(lane) else { return self.unmeasured(session, expected, launch) };
+        let opening = Opening { start, since, ahead: admitted.ahead, held };
+        // The harvester counts it before anybody can end it.
+        self.open.fetch_add(1, Ordering::SeqCst);
+        let Some(more) = lane.open(seat, (work.job, work.cost), expected, &opening) else {
+            self.open.fetch_sub(1, Ordering::SeqCst);
+            self.recycle(lane.context, start);
+            return self.alone(session, lane, work, expected, launch);
         };
-        self.open.fetch_add(1, Ordering::Relaxed);
-        lane.opened(start, work.cost, work.expected, before);
+        session.gate.reserve(more);
         self.kick();
         let status = launch();
-        self.leave(session, lane);
+        if seat.leave() {
+            self.end(session, lane);
+        }
         status
     }
 
     /// No event could be recorded (the stream may be gone): the launch counts with what is expected of it.
-    fn unmeasured(&self, session: &Session, expected: Nanos, launch: impl FnOnce() -> Status) -> Status {
+    fn unmeasured(&self, session: &Session, expected: Nanos, launch: &mut dyn FnMut() -> Status) -> Status {
         let status = launch();
         session.gate.settle(1, expected, if status.is_ok() { expected } else { Nanos::ZERO }, session.now());
         self.kick();
@@ -192,34 +212,48 @@ impl Harvester {
         session: &Session,
         lane: &'static Lane,
         work: &Work,
-        launch: impl FnOnce() -> Status,
+        expected: Nanos,
+        launch: &mut dyn FnMut() -> Status,
     ) -> Status {
-        let clock = Clock::of(work);
+        let exact = work.cost.wants_exactness() && !work.blocks;
+        let held_up = exact.then(|| HoldUp::of(lane.stream)).flatten();
+        let clock = if held_up.is_some() { Clock::Stopped } else { Clock::of(work) };
         let before = clock.now(session);
-        let Some(start) = self.record(lane) else { return self.unmeasured(session, work.expected, launch) };
+        let Some(start) = self.record(lane) else { return self.unmeasured(session, expected, launch) };
         let status = launch();
         if !status.is_ok() {
             self.recycle(lane.context, start);
-            session.gate.leave(1, work.expected);
+            session.gate.leave(expected);
             self.kick();
             return status;
         }
         let launched = clock.now(session);
         let end = self.record(lane);
+        if held_up.is_some() {
+            work.cost.is_measured_exactly();
+        }
+        drop(held_up);
         let (gap, tail) = (launched.since(before), clock.now(session).since(launched));
-        let filled =
-            Filled { start, launches: 1, expected: work.expected, gap, tail, costs: vec![work.cost] };
+        let (unspent, costs) = (Nanos::ZERO, vec![(work.cost, 1)]);
+        let filled = Filled { start, launches: 1, expected, unspent, gap, tail, costs };
+        lane.sampled(session.now());
         self.hand_over(session, lane, filled, end);
         status
     }
 
-    /// Ends the filled batch of `lane`, after whose last launch nothing came for `idle`.
+    /// Ends the batch of `lane` that somebody closed, unless its thread is just launching.
+    pub(crate) fn end(&self, session: &Session, lane: &'static Lane) {
+        self.finish(session, lane, Nanos::ZERO);
+    }
+
+    /// Ends the closed batch of `lane`, after whose last launch nothing came for `idle`.
     fn finish(&self, session: &Session, lane: &'static Lane, idle: Nanos) {
         let before = session.now();
+        let Some(mut filled) = lane.take(before, idle) else { return };
         let end = self.record(lane);
-        let mut filled = lane.filled(before.since(idle));
         filled.tail = idle + session.now().since(before);
-        self.open.fetch_sub(1, Ordering::Relaxed);
+        session.gate.give_up(filled.unspent);
+        self.open.fetch_sub(1, Ordering::SeqCst);
         self.hand_over(session, lane, filled, end);
     }
 
@@ -275,41 +309,84 @@ impl Harvester {
     /// A stream's or context's work is about to be waited for: close the open batches of the present context, so that
     /// their ends are measured without a gap.
     pub(crate) fn close_current(&self, session: &Session) {
-        if self.open.load(Ordering::Relaxed) == 0 {
-            return;
+        if self.is_any_open() {
+            let context = current();
+            self.close(session, &self.lanes_where(|lane| lane.context == context && !lane.own));
         }
-        let context = current();
-        let lanes = self.lanes_where(|lane| lane.context == context && !lane.own);
-        self.close(session, &lanes, Nanos::ZERO);
+    }
+
+    /// Something that is no work of the GPU is about to be put on `stream`: what is measured there ends before it.
+    pub(crate) fn close_stream(&self, session: &Session, stream: usize) {
+        if self.is_any_open() {
+            let context = current();
+            let legacy = stream <= STREAM_LEGACY;
+            let here = |lane: &Lane| if legacy { lane.context == context } else { lane.stream == stream };
+            self.close(session, &self.lanes_where(|lane| here(lane) && !lane.own));
+        }
+    }
+
+    /// Closes all that is open.
+    pub(crate) fn close_all(&self, session: &Session) {
+        if self.is_any_open() {
+            for lane in self.lanes_where(|lane| !lane.own) {
+                in_context(lane.context, || self.close(session, &[lane]));
+            }
+        }
+    }
+
+    fn is_any_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst) > 0
     }
 
     fn lanes_where(&self, wanted: impl Fn(&Lane) -> bool) -> Vec<&'static Lane> {
         lock(&self.lanes).values().copied().filter(|lane| wanted(lane)).collect()
     }
 
-    fn close(&self, session: &Session, lanes: &[&'static Lane], idle: Nanos) {
+    fn close(&self, session: &Session, lanes: &[&'static Lane]) {
+        let thread = seat::thread();
+        let mut foreign = false;
         for lane in lanes {
-            if lane.close() {
-                self.finish(session, lane, idle);
-            }
+            foreign |= lane.mark_closed(thread).unwrap_or(false);
+        }
+        if foreign {
+            seat::barrier();
+        }
+        for lane in lanes {
+            self.finish(session, lane, Nanos::ZERO);
+        }
+    }
+
+    /// No launch has joined the open batches of `lanes` for `idle`.
+    fn close_idle(&self, session: &Session, lanes: &[&'static Lane], idle: Nanos) {
+        for lane in lanes {
+            lane.mark_stale();
+        }
+        seat::barrier();
+        for lane in lanes {
+            self.finish(session, lane, idle);
         }
     }
 
     /// The stream is about to be destroyed.
     pub(crate) fn forget_stream(&self, session: &Session, stream: usize) {
         let lanes = self.lanes_where(|lane| lane.stream == stream);
-        self.close(session, &lanes, Nanos::ZERO);
+        self.close(session, &lanes);
         lock(&self.lanes).retain(|(_, known, _), _| *known != stream);
-        self.generation.fetch_add(1, Ordering::Release);
+        seat::forget_all();
     }
 
     /// The context (0: which one is not known) is about to be destroyed: waits for what is measured in it.
     pub(crate) fn drain(&self, session: &Session, context: usize) {
+        self.drain_within(session, context, DRAIN);
+    }
+
+    /// The same, but waits no longer than `most`.
+    pub(crate) fn drain_within(&self, session: &Session, context: usize, most: Duration) {
         let lanes = self.lanes_where(|lane| (context == 0 || lane.context == context) && !lane.own);
         for lane in lanes {
-            in_context(lane.context, || self.close(session, &[lane], Nanos::ZERO));
+            in_context(lane.context, || self.close(session, &[lane]));
         }
-        let deadline = Instant::now() + DRAIN;
+        let deadline = Instant::now() + most;
         let mut inbox = lock(&self.inbox);
         while self.outstanding.load(Ordering::SeqCst) > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -324,7 +401,7 @@ impl Harvester {
     pub(crate) fn forget_context(&self, context: usize) {
         lock(&self.lanes).retain(|(known, ..), _| *known != context);
         lock(&self.events).remove(&context);
-        self.generation.fetch_add(1, Ordering::Release);
+        seat::forget_all();
         let mut inbox = lock(&self.inbox);
         inbox.retired.push(context);
         self.notify(&mut inbox);
@@ -338,6 +415,19 @@ impl Harvester {
         let mut harvest = Harvest::new(self, session);
         while harvest.step() {}
     }
+}
+
+/// The seat from which the thread may open batches on `lane`.
+fn seat_for(lane: &'static Lane, work: &Work) -> Option<&'static Seat> {
+    let shares = work.cost.is_known() && !work.blocks && !lane.own && seat::has_barrier();
+    shares.then(|| lane.seat(work.asked, seat::thread()))
+}
+
+fn may_share(session: &Session, lane: &Lane, work: &Work, admitted: Admitted) -> bool {
+    work.cost.estimate() < batch::ENOUGH
+        && !work.cost.wants_exactness()
+        && (batch::is_dense(admitted.ahead, work.cost.is_known(), work.blocks)
+            || lane.is_brisk(work.cost, session.now()))
 }
 
 /// The context that is current in this thread, 0 for none.

@@ -7,29 +7,41 @@
 use core::ffi::{CStr, c_char, c_void};
 use std::collections::HashMap;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::abi::{PROC_ADDRESS_PER_THREAD, Status};
-use crate::config::{config, say};
+use crate::config::config;
+use crate::coverage;
 use crate::names::{COUNT, CUDA, OFFERS, index};
 use crate::wrappers::{Wrapper, wrappers};
-use crate::{forward, launch, memory, nvml, session, sync};
+use crate::{contexts, forward, launch, memory, nvml, session, sync, unknown};
 
 /// Every wrapper there is.
 fn all() -> impl Iterator<Item = &'static Wrapper> {
     let lists = [
         WRAPPERS,
+        contexts::WRAPPERS,
         launch::WRAPPERS,
         launch::copies::WRAPPERS,
+        launch::kernel::WRAPPERS,
+        launch::sets::WRAPPERS,
+        launch::shaped::WRAPPERS,
         memory::WRAPPERS,
         memory::arrays::WRAPPERS,
+        memory::graphs::WRAPPERS,
         memory::mapped::WRAPPERS,
         memory::pools::WRAPPERS,
         nvml::WRAPPERS,
         session::WRAPPERS,
         sync::WRAPPERS,
+        unknown::WRAPPERS,
     ];
     lists.into_iter().flatten()
+}
+
+/// Places of the names that are watched.
+#[cfg(test)]
+pub(crate) fn watched() -> impl Iterator<Item = usize> {
+    all().map(|wrapper| wrapper.index)
 }
 
 /// The wrapper of the export at `index`, in a process that has a share.
@@ -45,7 +57,9 @@ pub(crate) fn wrapper(index: usize) -> Option<*mut c_void> {
         }
         table
     });
-    table.get(index).filter(|address| **address != 0).map(|address| *address as *mut c_void)
+    let wrapper = table.get(index).filter(|address| **address != 0)?;
+    forward::real(index);
+    Some(*wrapper as *mut c_void)
 }
 
 /// Real address of every watched export, and its wrapper.
@@ -55,9 +69,8 @@ fn by_address() -> &'static HashMap<usize, usize> {
         let mut map = HashMap::new();
         // Only the driver offers addresses; the management library may not even be there.
         for wrapper in all().filter(|wrapper| wrapper.index < CUDA) {
-            let real = forward::real_or_null(wrapper.index) as usize;
-            if real != 0 {
-                map.entry(real).or_insert(wrapper.address as usize);
+            if !forward::real_or_null(wrapper.index).is_null() {
+                map.entry(forward::real(wrapper.index) as usize).or_insert(wrapper.address as usize);
             }
         }
         add_offered(&mut map);
@@ -102,27 +115,22 @@ fn exchange(status: Status, asked: *const c_char, answer: *mut *mut c_void) -> S
         unsafe { *answer = *wrapper as *mut c_void };
     } else if !asked.is_null() && !address.is_null() {
         // SAFETY: the driver just read this name.
-        report_unknown(unsafe { CStr::from_ptr(asked) });
+        let asked = unsafe { CStr::from_ptr(asked) };
+        if is_unknown_work(asked) {
+            unknown::note(&asked.to_string_lossy());
+        }
     }
     status
 }
 
-/// A way to launch that has no wrapper would go uncounted: say so.
-fn report_unknown(name: &CStr) {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    if launches(name) && !SAID.swap(true, Ordering::Relaxed) {
-        say(&format!(
-            "work launched through {} is not counted: this hook does not know it",
-            name.to_string_lossy()
-        ));
+/// Whether an address that the driver gave for `name` and that is none of a watched export starts work all the same: a
+/// form of a watched function that came with a newer driver, or a function that nobody has heard of.
+fn is_unknown_work(name: &CStr) -> bool {
+    let mut known = OFFERS.iter().filter(|offer| offer.asked == name).peekable();
+    match known.peek() {
+        Some(_) => known.any(|offer| wrapper(offer.index).is_some()),
+        None => coverage::looks_like_work(&name.to_string_lossy()),
     }
-}
-
-/// Whether `name` starts work on a GPU. Host functions run on the CPU.
-fn launches(name: &CStr) -> bool {
-    let name = name.to_bytes();
-    (name.starts_with(b"cuLaunch") && !name.starts_with(b"cuLaunchHostFunc"))
-        || name.starts_with(b"cuGraphLaunch")
 }
 
 wrappers! {
@@ -137,37 +145,4 @@ wrappers! {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-    use crate::names::NAMES;
-
-    #[test]
-    fn every_export_that_launches_has_a_wrapper() {
-        let watched = all().map(|wrapper| wrapper.index).collect::<HashSet<_>>();
-        let missing =
-            NAMES.iter().enumerate().filter(|(index, name)| launches(name) && !watched.contains(index));
-        assert_eq!(missing.map(|(_, name)| name).collect::<Vec<_>>(), Vec::<&&CStr>::new());
-    }
-
-    #[test]
-    fn no_export_has_two_wrappers() {
-        let mut seen = HashSet::new();
-        for wrapper in all() {
-            assert!(seen.insert(wrapper.index), "{:?}", NAMES[wrapper.index]);
-        }
-    }
-
-    #[test]
-    fn a_watched_form_with_a_per_thread_twin_has_both_watched() {
-        let watched = all().map(|wrapper| NAMES[wrapper.index].to_bytes()).collect::<HashSet<_>>();
-        for name in NAMES {
-            for suffix in [&b"_ptsz"[..], b"_ptds"] {
-                if let Some(base) = name.to_bytes().strip_suffix(suffix) {
-                    assert_eq!(watched.contains(base), watched.contains(name.to_bytes()), "{name:?}");
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -1,26 +1,29 @@
 //! A lane: what the hook keeps for one stream, above all the batch of launches that is being measured on it.
 //!
-//! Lock-free, since every launch passes here. It never calls the driver: whoever opens or closes a batch records the
-//! event that it is told to.
+//! It never calls the driver: whoever opens or ends a batch records the event that it is told to. Launches of the thread
+//! that opened the batch take part through its [`Seat`], without lock and without an atomic operation that others see.
 
-use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+pub(crate) mod seat;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use gpu_share::accounting::batch::{Batch, ENOUGH};
 use gpu_share::units::Nanos;
 
 use crate::cost::Cost;
+use crate::gate::Held;
+use seat::{Job, Seat};
 
-/// Launches that one batch holds at most.
-pub(crate) const MOST: usize = 64;
-/// Estimated GPU time after which a batch is closed.
-const ENOUGH: Nanos = Nanos(500_000);
-
-// One word holds the open batch: estimated nanoseconds, launches, threads that are just launching, and three marks.
-const LAUNCH: u64 = 1 << 36;
-const ENTERING: u64 = 1 << 44;
-const OPENING: u64 = 1 << 61;
-const OPEN: u64 = 1 << 62;
-const CLOSING: u64 = 1 << 63;
+/// Launches that follow each other within so long may share a batch though the GPU waits for them.
+const BRISK: Nanos = Nanos::from_micros(20);
+/// Only work so short does: what is longer costs next to nothing to measure by itself.
+const SHORT: Nanos = Nanos::from_micros(50);
+/// After so many such batches one launch is measured by itself, so that what is known of it stays true.
+const SAMPLED: u32 = 8;
+/// Batches of few launches that threads took from each other, from which on they share none.
+const QUARRELS: u32 = 16;
+/// Launches from which on a batch that another thread ended was worth it.
+const WORTH: u64 = 8;
 
 /// One stream of one context.
 #[derive(Debug)]
@@ -31,247 +34,193 @@ pub(crate) struct Lane {
     pub(crate) stream: usize,
     /// The stream is the default stream of the thread that made this: no other thread can record on it.
     pub(crate) own: bool,
-    batch: AtomicU64,
-    start: AtomicUsize,
-    since: AtomicU64,
-    costs: [AtomicPtr<Cost>; MOST],
+    state: Mutex<State>,
 }
 
-/// How a launch takes part in a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Entry {
-    /// It opens a batch: record the start, then call [`Lane::opened`] (or [`Lane::abandon`]), launch, [`Lane::leave`].
-    Opens,
-    /// It joined: launch, then call [`Lane::leave`].
-    Joined,
-    /// The batch is just being opened or closed: measure this launch by itself.
-    Alone,
+#[derive(Debug, Default)]
+struct State {
+    open: Option<Open>,
+    /// One for each thread that launched here.
+    seats: Vec<&'static Seat>,
+    /// When something was last launched, as far as it is known.
+    last: Nanos,
+    /// Batches of short work since a launch was last measured by itself.
+    unsampled: u32,
+    quarrels: u32,
 }
 
-/// A batch whose last launch is on the stream.
+/// A batch whose start is recorded.
+#[derive(Debug)]
+struct Open {
+    seat: &'static Seat,
+    start: usize,
+    allowance: Nanos,
+    since: Nanos,
+    ahead: Nanos,
+    /// Launches of kinds that had to leave their site to others.
+    spilled: Vec<(&'static Cost, u64)>,
+}
+
+/// What a new batch begins with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opening {
+    /// The event that was recorded.
+    pub(crate) start: usize,
+    /// When.
+    pub(crate) since: Nanos,
+    /// Work that was queued then, as estimated.
+    pub(crate) ahead: Nanos,
+    /// The right under which its launches pass.
+    pub(crate) held: Held,
+}
+
+/// A batch that has ended: all of its launches are on the stream.
 #[derive(Debug)]
 pub(crate) struct Filled {
     pub(crate) start: usize,
     pub(crate) launches: u64,
     pub(crate) expected: Nanos,
-    /// Time from the recorded start to the last launch: the GPU can have waited for launches so long.
+    /// What was reserved for more launches.
+    pub(crate) unspent: Nanos,
+    /// Time from the recorded start to the last launch in which the GPU can have waited for launches.
     pub(crate) gap: Nanos,
     /// Time between the last launch and the recorded end, as far as it is known.
     pub(crate) tail: Nanos,
-    pub(crate) costs: Vec<&'static Cost>,
+    /// Kinds of work, and how often each was launched.
+    pub(crate) costs: Vec<(&'static Cost, u64)>,
+}
+
+impl Filled {
+    /// What the rules of accounting need to know of it.
+    pub(crate) fn measured(&self) -> Batch<'_> {
+        let (launches, expected, costs) = (self.launches, self.expected, self.costs.as_slice());
+        Batch { launches, expected, gap: self.gap, tail: self.tail, costs }
+    }
 }
 
 impl Lane {
-    pub(crate) fn new(context: usize, stream: usize, own: bool) -> Self {
-        Self {
-            context,
-            stream,
-            own,
-            batch: AtomicU64::new(0),
-            start: AtomicUsize::new(0),
-            since: AtomicU64::new(0),
-            costs: [const { AtomicPtr::new(ptr::null_mut()) }; MOST],
+    pub(crate) const fn new(context: usize, stream: usize, own: bool) -> Self {
+        let state = State { open: None, seats: Vec::new(), last: Nanos::ZERO, unsampled: 0, quarrels: 0 };
+        Self { context, stream, own, state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The seat of `thread`, which names the stream `asked`.
+    pub(crate) fn seat(&'static self, asked: usize, thread: usize) -> &'static Seat {
+        let mut state = self.lock();
+        let known = state.seats.iter().find(|seat| seat.is_of(asked, thread));
+        known.copied().unwrap_or_else(|| {
+            let seat: &'static Seat = Box::leak(Box::new(Seat::new(asked, thread, self)));
+            state.seats.push(seat);
+            seat
+        })
+    }
+
+    /// Makes room at `seat` for launches of `job`.
+    pub(crate) fn prepare(&self, seat: &'static Seat, job: Job, cost: &'static Cost) {
+        let mut state = self.lock();
+        let spilled = seat.install(job, cost);
+        if let Some(open) = state.open.as_mut().filter(|open| core::ptr::eq(open.seat, seat)) {
+            open.spilled.extend(spilled);
         }
     }
 
-    /// A launch expected to take `expected` enters. With `dense` there is work queued before it, so the batch may stay
-    /// open for the next launch; else it would measure the gap up to that one, so it is closed.
-    pub(crate) fn enter(&self, cost: &'static Cost, expected: Nanos, dense: bool) -> Entry {
-        let mut seen = self.batch.load(Ordering::Acquire);
-        loop {
-            let (next, entry) = match seen {
-                0 if dense => (OPENING, Entry::Opens),
-                _ if seen & OPEN == 0 || seen & CLOSING != 0 => return Entry::Alone,
-                _ => (joined(seen, expected, dense), Entry::Joined),
-            };
-            match self.batch.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => {
-                    if entry == Entry::Joined {
-                        self.note(launches(seen), cost);
-                    }
-                    return entry;
-                }
-                Err(now) => seen = now,
-            }
+    /// Whether launches of this work may share a batch although the GPU waits for them: they follow each other so fast
+    /// that the events would cost more than the work.
+    pub(crate) fn is_brisk(&self, cost: &Cost, now: Nanos) -> bool {
+        let state = self.lock();
+        cost.is_known()
+            && cost.estimate() <= SHORT
+            && now.since(state.last) <= BRISK
+            && state.unsampled < SAMPLED
+    }
+
+    /// A launch was measured by itself, at `now`.
+    pub(crate) fn sampled(&self, now: Nanos) {
+        let mut state = self.lock();
+        state.last = now;
+        state.unsampled = 0;
+    }
+
+    /// Opens a batch for `seat`, with one launch expected to take `expected`, which may start at once. `None` if another
+    /// thread was first, or threads are at odds here. Says what is to be reserved for the launches to come.
+    pub(crate) fn open(
+        &self,
+        seat: &'static Seat,
+        (job, cost): (Job, &'static Cost),
+        expected: Nanos,
+        opening: &Opening,
+    ) -> Option<Nanos> {
+        let mut state = self.lock();
+        if state.open.is_some() || state.quarrels >= QUARRELS {
+            return None;
+        }
+        let left = ENOUGH.since(expected);
+        seat.install(job, cost);
+        seat.open(job, left, opening.held);
+        state.unsampled = state.unsampled.saturating_add(1);
+        state.open = Some(Open {
+            seat,
+            start: opening.start,
+            allowance: expected + left,
+            since: opening.since,
+            ahead: opening.ahead,
+            spilled: Vec::new(),
+        });
+        Some(left)
+    }
+
+    /// Lets no more launches into the open batch. `None` if there is none; else whether it is of another thread, which
+    /// may be launching just now.
+    pub(crate) fn mark_closed(&self, thread: usize) -> Option<bool> {
+        let mut state = self.lock();
+        let open = state.open.as_ref()?;
+        open.seat.close();
+        let (foreign, few) = (!open.seat.is_by(thread), open.seat.launches() < WORTH);
+        if foreign && few {
+            state.quarrels = state.quarrels.saturating_add(1);
+        } else if foreign {
+            state.quarrels = 0;
+        }
+        Some(foreign)
+    }
+
+    /// Lets no more launches into the open batch, and does not hold it against anybody.
+    pub(crate) fn mark_stale(&self) {
+        if let Some(open) = &self.lock().open {
+            open.seat.close();
         }
     }
 
-    fn note(&self, at: u64, cost: &'static Cost) {
-        if let Some(place) = usize::try_from(at).ok().and_then(|at| self.costs.get(at)) {
-            place.store(ptr::from_ref(cost).cast_mut(), Ordering::Relaxed);
-        }
+    /// Takes the closed batch out at `now`, after whose last launch nothing came for `idle`; record its end. `None` if there is
+    /// none, or its thread is just launching: then that thread takes it out when it is done.
+    pub(crate) fn take(&self, now: Nanos, idle: Nanos) -> Option<Filled> {
+        let mut state = self.lock();
+        let open = state.open.take_if(|open| open.seat.is_left())?;
+        state.last = now.since(idle);
+        let mut counts = open.spilled;
+        let left = open.seat.empty(&mut counts);
+        let span = now.since(idle).since(open.since);
+        Some(Filled {
+            start: open.start,
+            launches: counts.iter().map(|(_, count)| *count).sum(),
+            expected: open.allowance.since(left),
+            unspent: left,
+            // Until what was queued before it had ended, the GPU had something to do.
+            gap: span.since(open.ahead),
+            tail: idle,
+            costs: counts,
+        })
     }
 
-    /// The start of the batch is recorded at `now`; the opener's own launch is its first.
-    pub(crate) fn opened(&self, start: usize, cost: &'static Cost, expected: Nanos, now: Nanos) {
-        self.since.store(now.0, Ordering::Relaxed);
-        self.start.store(start, Ordering::Relaxed);
-        self.note(0, cost);
-        self.batch.store(joined(OPEN, expected, true), Ordering::Release);
+    /// The open batch as a number that changes with each launch.
+    pub(crate) fn progress(&self) -> Option<u64> {
+        self.lock().open.as_ref().map(|open| open.seat.left())
     }
-
-    /// The start of the batch could not be recorded.
-    pub(crate) fn abandon(&self) {
-        self.batch.store(0, Ordering::Release);
-    }
-
-    /// The launch is on the stream. If this was the last one of the batch, record its end and call [`Lane::filled`].
-    #[must_use]
-    pub(crate) fn leave(&self) -> bool {
-        is_filled(self.batch.fetch_sub(ENTERING, Ordering::AcqRel) - ENTERING)
-    }
-
-    /// Closes the open batch, if there is one. If nobody is just launching, record its end and call [`Lane::filled`].
-    #[must_use]
-    pub(crate) fn close(&self) -> bool {
-        let close = |seen: u64| (seen & OPEN != 0 && seen & CLOSING == 0).then_some(seen | CLOSING);
-        match self.batch.fetch_update(Ordering::AcqRel, Ordering::Acquire, close) {
-            Ok(seen) => is_filled(seen | CLOSING),
-            Err(_) => false,
-        }
-    }
-
-    /// Takes the closed batch out at `now`, so that the next one can be opened.
-    pub(crate) fn filled(&self, now: Nanos) -> Filled {
-        let batch = self.batch.load(Ordering::Acquire);
-        let count = usize::try_from(launches(batch)).unwrap_or(MOST).min(MOST);
-        let cost = |place: &AtomicPtr<Cost>| {
-            // SAFETY: only references to costs are stored, and those live for ever.
-            unsafe { place.swap(ptr::null_mut(), Ordering::Relaxed).as_ref() }
-        };
-        let filled = Filled {
-            start: self.start.load(Ordering::Relaxed),
-            launches: launches(batch),
-            expected: Nanos(batch & (LAUNCH - 1)),
-            gap: now.since(Nanos(self.since.load(Ordering::Relaxed))),
-            tail: Nanos::ZERO,
-            costs: self.costs[..count].iter().filter_map(cost).collect(),
-        };
-        self.batch.store(0, Ordering::Release);
-        filled
-    }
-
-    /// The open batch as a number that changes with each launch, 0 if there is none.
-    pub(crate) fn progress(&self) -> u64 {
-        self.batch.load(Ordering::Acquire)
-    }
-}
-
-fn joined(batch: u64, expected: Nanos, dense: bool) -> u64 {
-    let next = batch + ENTERING + LAUNCH + expected.0;
-    let full = launches(next) >= MOST as u64 || next & (LAUNCH - 1) >= ENOUGH.0;
-    if full || !dense { next | CLOSING } else { next }
-}
-
-fn launches(batch: u64) -> u64 {
-    batch / LAUNCH % (ENTERING / LAUNCH)
-}
-
-fn is_filled(batch: u64) -> bool {
-    batch & CLOSING != 0 && (batch / ENTERING).is_multiple_of(OPENING / ENTERING)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const US: Nanos = Nanos::from_micros(1);
-
-    fn cost() -> &'static Cost {
-        Box::leak(Box::default())
-    }
-
-    fn open(lane: &Lane, expected: Nanos) -> bool {
-        assert_eq!(lane.enter(cost(), expected, true), Entry::Opens);
-        lane.opened(9, cost(), expected, US);
-        lane.leave()
-    }
-
-    #[test]
-    fn a_batch_ends_after_half_a_millisecond_of_work() {
-        let lane = Lane::new(1, 2, false);
-        assert!(!open(&lane, Nanos::from_micros(200)));
-        assert_eq!(lane.enter(cost(), Nanos::from_micros(299), true), Entry::Joined);
-        assert!(!lane.leave());
-        assert_eq!(lane.enter(cost(), US, true), Entry::Joined);
-        assert!(lane.leave());
-        let filled = lane.filled(US + US);
-        assert_eq!((filled.start, filled.launches, filled.expected), (9, 3, Nanos::from_micros(500)));
-        assert_eq!(filled.gap, US);
-        assert_eq!(filled.costs.len(), 3);
-        assert_eq!(lane.progress(), 0);
-    }
-
-    #[test]
-    fn a_batch_ends_after_its_most_launches() {
-        let lane = Lane::new(1, 2, false);
-        let mut ended = open(&lane, US);
-        for _ in 1..MOST {
-            assert!(!ended);
-            assert_eq!(lane.enter(cost(), US, true), Entry::Joined);
-            ended = lane.leave();
-        }
-        assert!(ended);
-        assert_eq!(lane.filled(US).costs.len(), MOST);
-    }
-
-    #[test]
-    fn a_launch_with_nothing_before_it_is_measured_alone_and_ends_an_open_batch() {
-        let lane = Lane::new(1, 2, false);
-        assert_eq!(lane.enter(cost(), US, false), Entry::Alone);
-        assert!(!open(&lane, US));
-        assert_eq!(lane.enter(cost(), US, false), Entry::Joined);
-        assert!(lane.leave());
-    }
-
-    #[test]
-    fn the_end_is_recorded_by_the_last_who_launches() {
-        let lane = Lane::new(1, 2, false);
-        assert_eq!(lane.enter(cost(), US, true), Entry::Opens);
-        assert_eq!(lane.enter(cost(), US, true), Entry::Alone);
-        lane.opened(9, cost(), US, US);
-        assert_eq!(lane.enter(cost(), US, true), Entry::Joined);
-        assert!(!lane.close());
-        assert!(!lane.close());
-        assert_eq!(lane.enter(cost(), US, true), Entry::Alone);
-        assert!(!lane.leave());
-        assert!(lane.leave());
-    }
-
-    #[test]
-    fn threads_on_one_stream_lose_no_launch() {
-        let lane = Lane::new(1, 2, false);
-        let (measured, opened) = (AtomicU64::new(0), AtomicU64::new(0));
-        let finish = || measured.fetch_add(lane.filled(US).launches, Ordering::SeqCst);
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| {
-                    for _ in 0..20_000 {
-                        match lane.enter(cost_shared(), US, true) {
-                            Entry::Alone => {
-                                measured.fetch_add(1, Ordering::SeqCst);
-                                continue;
-                            }
-                            Entry::Opens => lane.opened(1, cost_shared(), US, US),
-                            Entry::Joined => {}
-                        }
-                        opened.fetch_add(1, Ordering::SeqCst);
-                        if lane.leave() {
-                            finish();
-                        }
-                    }
-                });
-            }
-        });
-        if lane.close() {
-            finish();
-        }
-        assert_eq!(measured.into_inner(), 60_000);
-        assert!(opened.into_inner() > 0);
-    }
-
-    fn cost_shared() -> &'static Cost {
-        static COST: std::sync::OnceLock<Cost> = std::sync::OnceLock::new();
-        COST.get_or_init(Cost::default)
-    }
-}
+mod tests;

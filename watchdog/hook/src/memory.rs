@@ -4,11 +4,13 @@
 //! of it. Beyond the limit a program is told what a full card would tell it. Host memory is never counted.
 
 pub(crate) mod arrays;
+pub(crate) mod contexts;
+pub(crate) mod graphs;
 pub(crate) mod holdings;
 pub(crate) mod mapped;
 pub(crate) mod pools;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,7 +22,11 @@ use crate::abi::{DevicePtr, DevicePtr32, Status};
 use crate::session::{Session, session};
 use crate::wrappers::wrappers;
 
-use holdings::{Holdings, Key};
+use crate::harvest::current;
+
+use graphs::Graphs;
+use holdings::{Holding, Holdings, Key};
+use pools::Pool;
 
 /// Rows of pitched memory begin at multiples of this, or of a divisor of it.
 const PITCH: usize = 512;
@@ -32,7 +38,9 @@ struct Account {
     others: Bytes,
     holdings: Holdings,
     /// What each memory pool is charged with.
-    pools: HashMap<usize, Bytes>,
+    pools: HashMap<Pool, Bytes>,
+    /// Pools whose memory does not lie on a GPU.
+    host_pools: HashSet<usize>,
 }
 
 /// What one process holds, and how it comes by more.
@@ -41,6 +49,7 @@ pub(crate) struct Memory {
     account: Mutex<Account>,
     /// Memory was freed in the order of a stream since work was last waited for.
     freed: AtomicBool,
+    pub(crate) graphs: Graphs,
 }
 
 /// What a binding's processes hold together, and the most that they may.
@@ -87,6 +96,19 @@ impl Memory {
         granted
     }
 
+    /// The same, after pools have given up what they no longer keep if there is no room otherwise.
+    fn reserve_or_settle(&self, session: &Session, bytes: Bytes) -> bool {
+        self.reserve(session, bytes) || {
+            self.settle_pools(session);
+            self.reserve(session, bytes)
+        }
+    }
+
+    /// What this process holds.
+    pub(crate) fn held(&self) -> Bytes {
+        self.account().held
+    }
+
     fn free(&self, session: &Session, bytes: Bytes) {
         if bytes > Bytes::ZERO {
             let mut account = self.account();
@@ -122,7 +144,8 @@ fn take(
 ) -> Status {
     let Some(session) = session() else { return real() };
     let bytes = Bytes(bytes);
-    if !session.memory.reserve(session, bytes) {
+    contexts::charge_current(session);
+    if !session.memory.reserve_or_settle(session, bytes) {
         return Status::OUT_OF_MEMORY;
     }
     let status = real();
@@ -143,8 +166,13 @@ unsafe fn take_pointer<P: Copy + Into<u64>>(
     take(bytes, real, |holdings| {
         // SAFETY: the driver succeeded, so it wrote to a valid place.
         let pointer = unsafe { *out };
-        holdings.insert(Key::Pointer(pointer.into()), Bytes(bytes))
+        holdings.insert(Key::Pointer(pointer.into()), here(Bytes(bytes)))
     })
+}
+
+/// What was taken in this thread's context.
+fn here(bytes: Bytes) -> Holding {
+    Holding { bytes, context: current() }
 }
 
 /// Gives back what `key` stands for, if `real` does so. It is forgotten first: the driver may hand the same name out to
@@ -153,11 +181,11 @@ fn give_back(key: Key, real: impl FnOnce() -> Status) -> Status {
     let Some(session) = session() else { return real() };
     let known = session.memory.account().holdings.remove(key);
     let status = real();
-    if let Some(bytes) = known {
+    if let Some(holding) = known {
         if status.is_ok() {
-            session.memory.free(session, bytes);
+            session.memory.free(session, holding.bytes);
         } else {
-            session.memory.account().holdings.insert(key, bytes);
+            session.memory.account().holdings.insert(key, holding);
         }
     }
     status

@@ -24,6 +24,10 @@ use crate::harvest::Harvester;
 use crate::memory::Memory;
 use crate::wrappers::wrappers;
 
+/// An agent whose page shows no beat, or that gives no answer, for so long counts as away.
+const SILENCE: Duration = Duration::from_secs(2);
+/// Longest wait at the end of the process for work that is in flight.
+const FAREWELL: Duration = Duration::from_millis(20);
 /// Pause between attempts to reach an agent that went away.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -66,8 +70,8 @@ impl Session {
 
     /// Joins the binding at `place`.
     fn join(place: &Place) -> io::Result<&'static Self> {
-        let (lines, slot) = agent::attach(place, Bytes::ZERO)?;
-        let page = open_page(place, slot)?;
+        let (lines, page, slot) = agent::attach(place, Bytes::ZERO)?;
+        let page = keep_page(page, place, slot)?;
         let session: &'static Self = Box::leak(Box::new(Self {
             place: place.clone(),
             page: AtomicPtr::new(ptr::from_ref(page).cast_mut()),
@@ -86,14 +90,35 @@ impl Session {
     /// The connection's thread: hears the agent, and looks for a new one when it goes away.
     fn listen(&self, mut lines: Lines) {
         loop {
-            while let Ok(message) = lines.next() {
-                if let ToContainer::Reserved { granted, used, limit } = message {
-                    self.agent.deliver(Reserved { granted, used, limit });
+            let mut pulse = Pulse::new(self.page());
+            loop {
+                match lines.next() {
+                    Ok(message) => {
+                        pulse.asked = None;
+                        if let ToContainer::Reserved { granted, used, limit } = message {
+                            self.agent.deliver(Reserved { granted, used, limit });
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        if pulse.is_lost(self.page()) {
+                            break;
+                        }
+                        self.ask_for_life(&mut pulse);
+                    }
+                    Err(_) => break,
                 }
             }
             self.agent.disconnect();
             self.keep_to_the_floor();
             lines = self.rejoin();
+        }
+    }
+
+    /// A thread waits for the right, and perhaps nobody has heard that it wants one.
+    fn ask_for_life(&self, pulse: &mut Pulse) {
+        if self.gate.is_awaited() && pulse.asked.is_none() {
+            pulse.asked = Some(Instant::now());
+            self.agent.send(&FromContainer::Hello { binding: self.place.binding.clone() });
         }
     }
 
@@ -109,8 +134,8 @@ impl Session {
         loop {
             thread::park_timeout(RETRY);
             let joined = self.memory.join(|held| {
-                let (lines, slot) = agent::attach(&self.place, held)?;
-                let page = open_page(&self.place, slot)?;
+                let (lines, page, slot) = agent::attach(&self.place, held)?;
+                let page = keep_page(page, &self.place, slot)?;
                 self.agent.connect(&lines);
                 io::Result::Ok((lines, slot, page))
             });
@@ -122,6 +147,31 @@ impl Session {
                 return lines;
             }
         }
+    }
+}
+
+/// Whether the agent lives, by the beats on its page and by its answers: one that hangs keeps its connections.
+struct Pulse {
+    beat: u64,
+    since: Instant,
+    /// Since when a question has no answer.
+    asked: Option<Instant>,
+}
+
+impl Pulse {
+    fn new(page: &PageReader) -> Self {
+        Self { beat: page.heartbeat.load(Ordering::Acquire), since: Instant::now(), asked: None }
+    }
+
+    /// Measured on this process's own clock: containers may have clocks of their own. A page without any beat tells
+    /// nothing.
+    fn is_lost(&mut self, page: &PageReader) -> bool {
+        let beat = page.heartbeat.load(Ordering::Acquire);
+        if beat != self.beat {
+            (self.beat, self.since) = (beat, Instant::now());
+        }
+        let is_mute = self.asked.is_some_and(|asked| asked.elapsed() >= SILENCE);
+        is_mute || beat != 0 && self.since.elapsed() >= SILENCE
     }
 }
 
@@ -145,9 +195,8 @@ impl Outside for Session {
     }
 }
 
-/// Maps the page for good: threads may look at it until the process ends.
-fn open_page(place: &Place, slot: usize) -> io::Result<&'static PageReader> {
-    let page = PageReader::open(&place.page)?;
+/// Keeps the page for good, if it is the right one: threads may look at it until the process ends.
+fn keep_page(page: PageReader, place: &Place, slot: usize) -> io::Result<&'static PageReader> {
     let identity = page.identity().map_err(io::Error::other)?;
     if identity.binding != place.binding {
         let (found, wanted) = (identity.binding, &place.binding);
@@ -178,6 +227,7 @@ fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
 /// In a child that a fork made: neither the connection nor the slot is its own.
 extern "C" fn forget_in_child() {
     SESSION.store(ptr::null_mut(), Ordering::SeqCst);
+    crate::lane::seat::forget_all();
     FORKED.store(true, Ordering::SeqCst);
     agent::close_in_child();
 }
@@ -203,6 +253,24 @@ fn ensure(config: &Config) -> Result<Option<&'static Session>, String> {
     Ok(Some(session))
 }
 
+/// Registers [`leave`] once, after the driver has registered what it does at the end: so it comes first.
+fn tell_at_the_end() {
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
+    if !REGISTERED.swap(true, Ordering::SeqCst) {
+        // SAFETY: the library stays loaded until the process ends.
+        unsafe { libc::atexit(leave) };
+    }
+}
+
+/// The process ends: what it used is told, if that is known soon. If not, the agent charges all of the time that the right
+/// was held, as it does for a process that is killed.
+extern "C" fn leave() {
+    if let Some(session) = session() {
+        session.harvester.drain_within(session, 0, FAREWELL);
+        session.gate.give_back_for_good(session);
+    }
+}
+
 /// The first call of every program: no share, no GPU.
 fn init(real: impl FnOnce() -> Status) -> Status {
     if FORKED.load(Ordering::SeqCst) {
@@ -214,6 +282,7 @@ fn init(real: impl FnOnce() -> Status) -> Status {
             let status = real();
             if let Some(session) = session.filter(|_| status.is_ok()) {
                 session.start_harvester();
+                tell_at_the_end();
             }
             status
         }

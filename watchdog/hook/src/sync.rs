@@ -1,11 +1,9 @@
-//! Wrappers of waiting, of stream capture, and of what ends streams and contexts: the places where measuring must be
+//! Wrappers of waiting, of stream capture, and of what ends streams or makes them wait: the places where measuring must be
 //! brought up to date. They never hold a call back.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
-use crate::abi::{Handle, STREAM_PER_THREAD, Status};
+use crate::abi::{DevicePtr, Handle, STREAM_PER_THREAD, Status};
 use crate::driver;
 use crate::session::session;
 use crate::wrappers::wrappers;
@@ -34,10 +32,11 @@ fn harvested(real: impl FnOnce() -> Status) -> Status {
 }
 
 fn begin_capture(real: impl FnOnce() -> Status) -> Status {
-    if let Some(session) = session() {
-        session.harvester.close_current(session);
-    }
     CAPTURES.fetch_add(1, Ordering::SeqCst);
+    // A launch into an open batch does not ask whether its stream captures: nothing may be open there.
+    if let Some(session) = session() {
+        session.harvester.close_all(session);
+    }
     let status = real();
     if !status.is_ok() {
         CAPTURES.fetch_sub(1, Ordering::SeqCst);
@@ -59,43 +58,13 @@ fn destroy_stream(stream: Handle, real: impl FnOnce() -> Status) -> Status {
     real()
 }
 
-fn destroy_context(context: Handle, real: impl FnOnce() -> Status) -> Status {
+/// Something that is no work of the GPU, or waits for work of others, is put on `stream`: it must not lie within a batch.
+/// The next batch begins after it.
+fn stalled(stream: Handle, real: impl FnOnce() -> Status) -> Status {
     if let Some(session) = session() {
-        session.harvester.drain(session, context as usize);
-        session.harvester.forget_context(context as usize);
+        session.harvester.close_stream(session, stream as usize);
     }
     real()
-}
-
-/// The primary context of each device that the program retained.
-static PRIMARY: Mutex<Option<HashMap<i32, usize>>> = Mutex::new(None);
-
-fn retain_primary(context: *mut Handle, device: i32, real: impl FnOnce() -> Status) -> Status {
-    let status = real();
-    if status.is_ok() && !context.is_null() {
-        // SAFETY: the driver just wrote it.
-        let context = unsafe { *context } as usize;
-        let mut primary = PRIMARY.lock().unwrap_or_else(PoisonError::into_inner);
-        primary.get_or_insert_default().insert(device, context);
-    }
-    status
-}
-
-/// The last release destroys the context, a reset does so at once.
-fn release_primary(device: i32, real: impl FnOnce() -> Status) -> Status {
-    let known = PRIMARY
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .as_ref()
-        .and_then(|all| all.get(&device).copied());
-    let Some((session, context)) = session().zip(known) else { return real() };
-    session.harvester.drain(session, context);
-    let status = real();
-    let (mut flags, mut active) = (0, 0);
-    if status.is_ok() && driver::primary_state(device, &mut flags, &mut active).is_ok() && active == 0 {
-        session.harvester.forget_context(context);
-    }
-    status
 }
 
 wrappers! {
@@ -121,11 +90,25 @@ wrappers! {
         cuStreamEndCapture, cuStreamEndCapture_ptsz, cuStreamEndCaptureToCig, cuStreamEndCaptureToCig_ptsz,
     ](stream: Handle, b: usize, c: usize, d: usize, e: usize, f: usize) |real, per_thread| { end_capture(real) }
     [cuStreamDestroy, cuStreamDestroy_v2](stream: Handle) |real, per_thread| { destroy_stream(stream, real) }
-    [cuCtxDestroy, cuCtxDestroy_v2](context: Handle) |real, per_thread| { destroy_context(context, real) }
-    [cuDevicePrimaryCtxRetain](context: *mut Handle, device: i32) |real, per_thread| {
-        retain_primary(context, device, real)
-    }
+    [cuLaunchHostFunc, cuLaunchHostFunc_ptsz](
+        stream: Handle, function: Handle, data: Handle
+    ) |real, per_thread| { stalled(stream, real) }
     [
-        cuDevicePrimaryCtxRelease, cuDevicePrimaryCtxRelease_v2, cuDevicePrimaryCtxReset, cuDevicePrimaryCtxReset_v2
-    ](device: i32) |real, per_thread| { release_primary(device, real) }
+        cuLaunchHostFunc_v2, cuLaunchHostFunc_v2_ptsz, cuStreamAddCallback, cuStreamAddCallback_ptsz,
+    ](stream: Handle, function: Handle, data: Handle, flags: u32) |real, per_thread| { stalled(stream, real) }
+    [cuStreamWaitEvent, cuStreamWaitEvent_ptsz](
+        stream: Handle, event: Handle, flags: u32
+    ) |real, per_thread| { stalled(stream, real) }
+    [
+        cuStreamWaitValue32, cuStreamWaitValue32_ptsz, cuStreamWaitValue32_v2, cuStreamWaitValue32_v2_ptsz,
+    ](stream: Handle, address: DevicePtr, value: u32, flags: u32) |real, per_thread| { stalled(stream, real) }
+    [
+        cuStreamWaitValue64, cuStreamWaitValue64_ptsz, cuStreamWaitValue64_v2, cuStreamWaitValue64_v2_ptsz,
+    ](stream: Handle, address: DevicePtr, value: u64, flags: u32) |real, per_thread| { stalled(stream, real) }
+    [
+        cuStreamBatchMemOp, cuStreamBatchMemOp_ptsz, cuStreamBatchMemOp_v2, cuStreamBatchMemOp_v2_ptsz,
+    ](stream: Handle, count: u32, operations: Handle, flags: u32) |real, per_thread| { stalled(stream, real) }
+    [cuWaitExternalSemaphoresAsync, cuWaitExternalSemaphoresAsync_ptsz](
+        semaphores: Handle, parameters: Handle, count: u32, stream: Handle
+    ) |real, per_thread| { stalled(stream, real) }
 }

@@ -18,9 +18,13 @@ unsafe impl Sync for Wrapper {}
 /// Defines wrappers: `[names](arguments) |real, per_thread| body`, where `real()` calls the real function with the
 /// wrapper's arguments and `per_thread` says whether stream 0 is the thread's own. All names of one entry have one
 /// signature. Ends as a list `WRAPPERS`.
+///
+/// With `try {launch}` before the body, a launch (stream and job, if there is one) that can join an open batch does so at
+/// once. What is left of the body is a function of its own with the same arguments, so that nothing of it costs the others
+/// anything.
 macro_rules! wrappers {
-    ($([$($name:ident),+ $(,)?] $args:tt |$real:ident, $per_thread:ident| $body:block)+) => {
-        $($crate::wrappers::each! { [$($name),+] $args $real $per_thread $body })+
+    ($([$($name:ident),+ $(,)?] $args:tt |$real:ident, $per_thread:ident| $(try $fast:block)? $body:block)+) => {
+        $($crate::wrappers::each! { [$($name),+] $args $real $per_thread [$($fast)?] $body })+
 
         /// Every wrapper of this module.
         pub(crate) static WRAPPERS: &[$crate::wrappers::Wrapper] = &[$($(
@@ -33,20 +37,45 @@ macro_rules! wrappers {
 }
 
 macro_rules! each {
-    ([$($name:ident),+] $args:tt $real:ident $per_thread:ident $body:tt) => {
-        $($crate::wrappers::one! { $name $args $real $per_thread $body })+
+    ([$($name:ident),+] $args:tt $real:ident $per_thread:ident $fast:tt $body:tt) => {
+        $($crate::wrappers::one! { $name $args $real $per_thread $fast $body })+
     };
 }
 
 macro_rules! one {
-    ($name:ident ($($arg:ident: $kind:ty),* $(,)?) $real:ident $per_thread:ident $body:block) => {
+    ($name:ident $args:tt $real:ident $per_thread:ident [] $body:block) => {
+        $crate::wrappers::function! { [pub(super)] $name $name $args $real $per_thread $body }
+    };
+    ($name:ident ($($arg:ident: $kind:ty),* $(,)?) $real:ident $per_thread:ident [$fast:block] $body:block) => {
+        $crate::wrappers::function! { [pub(super)] $name $name ($($arg: $kind),*) $real $per_thread {
+            if let Some((asked, job)) = $fast
+                && let Some(seat) = $crate::lane::seat::join(asked, job)
+            {
+                let status = $real();
+                return if seat.leave() { $crate::launch::ended(seat, status) } else { status };
+            }
+            $crate::wrappers::function! {
+                [#[cold] #[inline(never)]] slowly $name ($($arg: $kind),*) $real $per_thread $body
+            }
+            // SAFETY: these are the caller's own arguments, which it vouches for.
+            unsafe { slowly($($arg),*) }
+        } }
+    };
+}
+
+macro_rules! function {
+    (
+        [$($attribute:tt)*] $own:ident $name:ident ($($arg:ident: $kind:ty),* $(,)?)
+        $real:ident $per_thread:ident $body:block
+    ) => {
         #[allow(non_snake_case)] // The name is the driver's.
-        unsafe extern "C" fn $name($($arg: $kind),*) -> $crate::abi::Status {
+        $($attribute)*
+        unsafe extern "C" fn $own($($arg: $kind),*) -> $crate::abi::Status {
             #[allow(unused_variables)] // Not every body looks at it.
             let $per_thread =
                 const { $crate::names::is_per_thread($crate::names::NAMES[$crate::names::index::$name]) };
-            let $real = || {
-                let address = $crate::forward::real($crate::names::index::$name);
+            let $real = move || {
+                let address = $crate::forward::watched($crate::names::index::$name);
                 // SAFETY: the export of this name has this signature (the API's reference), or is a stand-in that
                 // reads no argument.
                 let function = unsafe {
@@ -63,4 +92,4 @@ macro_rules! one {
     };
 }
 
-pub(crate) use {each, one, wrappers};
+pub(crate) use {each, function, one, wrappers};

@@ -1,45 +1,57 @@
-//! Maps the page's file into memory: writable for the node agent, read-only for everyone else.
+//! The page in memory: writable for the node agent, read-only for everyone else, and of a size that nobody can change.
 #![allow(unsafe_code)] // A shared mapping can't be expressed without it; the blocks are in this file.
 #![allow(clippy::cast_ptr_alignment)] // A mapping begins at a boundary of 4096 bytes, a Page wants 64.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::ops::Deref;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use memmap2::{Mmap, MmapMut};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use rustix::thread::futex;
 
 use super::{Identity, Limits, Page, SIZE, SLOTS};
 
+/// Without these a page could be shortened, and whoever looks at it then is killed (SIGBUS).
+const FIXED_SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+
 /// The node agent's side of a page.
+///
+/// The page itself is sealed memory: once the agent has mapped it, nobody else can write to it or change its size,
+/// not even a process of the agent's own user. Processes get its descriptor when they attach. The file is a copy for
+/// those who only look (the watchdog) and for the next agent; what happens to it harms nobody who runs.
 #[derive(Debug)]
-pub struct PageWriter(MmapMut);
+pub struct PageWriter {
+    map: MmapMut,
+    readable: File,
+    copy: File,
+}
 
 impl PageWriter {
-    /// Makes the file at `path` and maps it. It is complete before anyone can open it, and readable only for its user
-    /// and group.
+    /// Makes a page, and its copy at `path`: complete before anyone can open it, and readable only for its user and
+    /// group.
     pub fn create(path: &Path, identity: &Identity, limits: &Limits) -> io::Result<Self> {
+        let (map, readable) = sealed(Page::new(identity, limits))?;
         let unfinished = path.with_extension("new");
         let mut options = OpenOptions::new();
-        let mut file =
-            options.read(true).write(true).create(true).truncate(true).mode(0o640).open(&unfinished)?;
-        file.write_all(&[0; SIZE])?;
-        let mut map = map_mut(&file)?;
-        // SAFETY: the mapping is SIZE bytes (just written) at a page boundary, which is enough room and alignment for
-        // a Page, and nobody else can have opened the file under its temporary name.
-        unsafe { map.as_mut_ptr().cast::<Page>().write(Page::new(identity, limits)) };
-        std::fs::rename(&unfinished, path)?;
-        Ok(Self(map))
+        let copy = options.write(true).create(true).truncate(true).mode(0o640).open(&unfinished)?;
+        let writer = Self { map, readable, copy };
+        writer.publish()?;
+        fs::rename(&unfinished, path)?;
+        Ok(writer)
     }
 
-    /// Maps a page that an earlier agent made, with its slots as they are.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        let writer = Self(map_mut(&file)?);
-        writer.identity().map_err(io::Error::other)?;
-        Ok(writer)
+    /// Brings the copy up to date.
+    pub fn publish(&self) -> io::Result<()> {
+        self.copy.write_all_at(&self.map, 0)
+    }
+
+    /// What a process needs to map the page ([`PageReader::map`]).
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.readable.as_fd()
     }
 
     /// Wakes whoever waits for the right of slot `slot`.
@@ -55,8 +67,25 @@ impl Deref for PageWriter {
     type Target = Page;
 
     fn deref(&self) -> &Page {
-        page(&self.0)
+        page(&self.map)
     }
+}
+
+/// Memory that holds `page`, mapped for its only writer, and a descriptor to read it by.
+fn sealed(page: Page) -> io::Result<(MmapMut, File)> {
+    let memory = File::from(memfd_create("gpufn-page", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    memory.set_len(SIZE as u64)?;
+    // SAFETY: the memory is SIZE bytes, its size is sealed below before anyone else has it, its only writer is this
+    // process, and all that changes after its making is atomic.
+    let mut map = unsafe { MmapMut::map_mut(&memory) }?;
+    // SAFETY: the mapping is SIZE bytes at a page boundary, which is enough room and alignment for a Page, and nobody
+    // else has it yet.
+    unsafe { map.as_mut_ptr().cast::<Page>().write(page) };
+    fcntl_add_seals(&memory, FIXED_SIZE | SealFlags::FUTURE_WRITE | SealFlags::SEAL)
+        // Linux before 5.1 does not know how to seal against writing only; the descriptor is read-only all the same.
+        .or_else(|_| fcntl_add_seals(&memory, FIXED_SIZE | SealFlags::SEAL))?;
+    let readable = File::open(format!("/proc/self/fd/{}", memory.as_raw_fd()))?;
+    Ok((map, readable))
 }
 
 /// A container's side of a page: it can look and wait.
@@ -64,12 +93,18 @@ impl Deref for PageWriter {
 pub struct PageReader(Mmap);
 
 impl PageReader {
-    /// Maps the page at `path`, if it is one.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        check_length(&file)?;
-        // SAFETY: the file is a page of SIZE bytes that its only writer never shortens. What others write to it shows
-        // up as other values of the atomics, which every reader checks.
+    /// Maps the page that the agent handed out, if it is one.
+    pub fn map(page: OwnedFd) -> io::Result<Self> {
+        let file = File::from(page);
+        let length = file.metadata()?.len();
+        if length != SIZE as u64 {
+            return Err(io::Error::other(format!("page length is {length}, allowed is {SIZE} bytes")));
+        }
+        if !fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(FIXED_SIZE)) {
+            return Err(io::Error::other("page can be shortened, allowed is memory whose size is sealed"));
+        }
+        // SAFETY: the file is SIZE bytes, for good. What its writer changes shows up as other values of the atomics,
+        // which every reader checks.
         let map = unsafe { Mmap::map(&file) }?;
         let reader = Self(map);
         reader.identity().map_err(io::Error::other)?;
@@ -93,22 +128,6 @@ impl Deref for PageReader {
 
     fn deref(&self) -> &Page {
         page(&self.0)
-    }
-}
-
-fn map_mut(file: &File) -> io::Result<MmapMut> {
-    check_length(file)?;
-    // SAFETY: the file is a page of SIZE bytes, its only writer is this agent (the folder is the agent's), and all that
-    // changes after its making is atomic.
-    unsafe { MmapMut::map_mut(file) }
-}
-
-fn check_length(file: &File) -> io::Result<()> {
-    let length = file.metadata()?.len();
-    if length == SIZE as u64 {
-        Ok(())
-    } else {
-        Err(io::Error::other(format!("page length is {length}, allowed is {SIZE} bytes")))
     }
 }
 
@@ -144,7 +163,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("page");
         let writer = PageWriter::create(&path, &identity(), &limits()).unwrap();
-        let reader = PageReader::open(&path).unwrap();
+        let reader = PageReader::map(writer.descriptor().try_clone_to_owned().unwrap()).unwrap();
         assert_eq!(reader.identity(), Ok(identity()));
         let waiter = thread::spawn(move || {
             let start = Instant::now();
@@ -159,20 +178,50 @@ mod tests {
     }
 
     #[test]
-    fn a_restarted_agent_goes_on_with_the_page_that_is_there() {
+    fn nobody_else_can_write_or_shorten_a_page() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("page");
-        PageWriter::create(&path, &identity(), &limits()).unwrap().slots[0].right.store(5, Ordering::Release);
-        assert_eq!(PageWriter::open(&path).unwrap().slots[0].right.load(Ordering::Acquire), 5);
+        let writer = PageWriter::create(&folder.path().join("page"), &identity(), &limits()).unwrap();
+        let descriptor = writer.descriptor().try_clone_to_owned().unwrap();
+        let again = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
+            .unwrap();
+        assert!(again.set_len(0).is_err());
+        assert!(again.set_len(2 * SIZE as u64).is_err());
+        assert!(again.write_all_at(&[1; 8], 256).is_err());
+        // SAFETY: it must not come to a mapping; if it does, the test fails and looks at nothing.
+        assert!(unsafe { MmapMut::map_mut(&again) }.is_err());
+        assert!(PageReader::map(descriptor).is_ok());
     }
 
     #[test]
-    fn a_file_that_is_no_page_is_refused() {
+    fn what_becomes_of_the_copy_harms_nobody() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("page");
-        std::fs::write(&path, [7; SIZE]).unwrap();
-        assert!(PageReader::open(&path).unwrap_err().to_string().starts_with("page magic is"));
-        std::fs::write(&path, "short").unwrap();
-        assert!(PageReader::open(&path).is_err());
+        let writer = PageWriter::create(&path, &identity(), &limits()).unwrap();
+        let reader = PageReader::map(writer.descriptor().try_clone_to_owned().unwrap()).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+        assert_eq!(reader.limits(), Ok(limits()));
+        writer.publish().unwrap();
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(super::super::Snapshot::parse(&bytes).unwrap().identity, identity());
+        fs::remove_file(&path).unwrap();
+        writer.publish().unwrap();
+        assert_eq!(reader.limits(), Ok(limits()));
+    }
+
+    #[test]
+    fn what_is_no_page_is_refused() {
+        let refusal = |file: File| PageReader::map(file.into()).unwrap_err().to_string();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; SIZE], 0).unwrap();
+        assert!(refusal(file).starts_with("page can be shortened"));
+        let memory = File::from(memfd_create("page", MemfdFlags::ALLOW_SEALING).unwrap());
+        memory.write_all_at(&[7; SIZE], 0).unwrap();
+        fcntl_add_seals(&memory, FIXED_SIZE).unwrap();
+        assert!(refusal(memory).starts_with("page magic is"));
+        let short = File::from(memfd_create("page", MemfdFlags::ALLOW_SEALING).unwrap());
+        assert!(refusal(short).starts_with("page length is 0"));
     }
 }

@@ -7,12 +7,6 @@ use super::*;
 const MS: Nanos = Nanos::from_millis(1);
 
 impl Gate {
-    /// Holds a right that nobody takes back.
-    pub(crate) fn hold_for_ever(&self) {
-        self.local.store(1, Ordering::SeqCst);
-        self.accepted.store(1, Ordering::SeqCst);
-    }
-
     fn enter(&self, cost: Nanos, outside: &impl Outside) -> Admitted {
         self.try_enter(cost).unwrap_or_else(|| self.enter_slowly(cost, outside))
     }
@@ -130,7 +124,7 @@ fn an_idle_right_goes_back_after_the_linger_and_not_before() {
 fn a_launch_that_failed_leaves_nothing_in_flight() {
     let (world, gate) = World::new(true);
     gate.enter(MS, &world);
-    gate.leave(1, MS);
+    gate.leave(MS);
     assert!(!gate.is_busy());
 }
 
@@ -154,8 +148,8 @@ fn work_that_waits_for_this_launch_does_not_stop_it_for_ever() {
     world.willing.set(false);
     let mut patience = Patience::new(gate.ended(), world.now());
     assert!(!patience.is_over(gate.ended(), true, world.now() + MS));
-    assert!(patience.is_over(gate.ended(), true, world.now() + STALL));
-    assert!(!patience.is_over(gate.ended() + 1, true, world.now() + STALL + STALL));
+    assert!(patience.is_over(gate.ended(), true, world.now() + admission::STALL));
+    assert!(!patience.is_over(gate.ended() + 1, true, world.now() + admission::STALL + admission::STALL));
 }
 
 #[test]

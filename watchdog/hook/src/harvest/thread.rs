@@ -7,18 +7,19 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use gpu_share::accounting::batch;
+use gpu_share::accounting::timeline::{Span, Timeline};
 use gpu_share::units::Nanos;
 
-use super::timeline::{Span, Timeline};
 use super::{Batch, Harvester, handle, lock};
 use crate::abi::Status;
 use crate::driver;
 use crate::gate::Outside;
-use crate::lane::{Filled, Lane};
+use crate::lane::Lane;
 use crate::session::Session;
 
 /// An open batch that no launch joined for so long is closed.
-const STALE: Duration = Duration::from_micros(100);
+const STALE: Duration = Duration::from_nanos(batch::STALE.0);
 /// Pause between looks at events of several streams.
 const POLL: Duration = Duration::from_micros(50);
 
@@ -100,19 +101,22 @@ impl<'a> Harvest<'a> {
         inbox.sleeping = false;
     }
 
-    /// Closes batches that no launch joined since the last look.
+    /// Closes batches that no launch joined since the last look, and all of them once the right was taken back: nothing can
+    /// join then, and the right goes back when they have ended.
     fn close_stale(&mut self) {
-        if self.harvester.open.load(Ordering::Relaxed) == 0 || self.looked.elapsed() < STALE {
+        let revoked = self.session.gate.is_revoked();
+        if self.harvester.open.load(Ordering::Relaxed) == 0 || (self.looked.elapsed() < STALE && !revoked) {
             return;
         }
-        let idle = self.looked.elapsed().into();
+        let idle = if revoked { Nanos::ZERO } else { self.looked.elapsed().into() };
         self.looked = Instant::now();
         let before = core::mem::take(&mut self.progress);
-        for lane in self.harvester.lanes_where(|lane| lane.progress() != 0) {
-            let progress = lane.progress();
-            if before.iter().any(|(known, seen)| core::ptr::eq(*known, lane) && *seen == progress) {
+        for lane in self.harvester.lanes_where(|lane| !lane.own) {
+            let Some(progress) = lane.progress() else { continue };
+            if revoked || before.iter().any(|(known, seen)| core::ptr::eq(*known, lane) && *seen == progress)
+            {
                 self.enter_context(lane.context);
-                self.harvester.close(self.session, &[lane], idle);
+                self.harvester.close_idle(self.session, &[lane], idle);
             } else {
                 self.progress.push((lane, progress));
             }
@@ -175,7 +179,10 @@ impl<'a> Harvest<'a> {
             .into_iter()
             .map(|(batch, status)| {
                 let timeline = self.timelines.entry(batch.context).or_default();
-                let span = status.is_ok().then(|| timeline.span(batch.filled.start, batch.end)).flatten();
+                let span = status
+                    .is_ok()
+                    .then(|| timeline.span(batch.filled.start, batch.end, elapsed_millis))
+                    .flatten();
                 (batch, span)
             })
             .collect::<Vec<_>>();
@@ -189,8 +196,10 @@ impl<'a> Harvest<'a> {
     fn settle(&mut self, batch: &Batch, span: Option<Span>) {
         let used = match span {
             Some(span) => {
-                let used = without_gaps(&batch.filled, span);
-                learn(&batch.filled, span.length(), used.length());
+                let measured = batch.filled.measured();
+                let used = measured.without_gaps(span);
+                measured.doubt(span.length());
+                measured.learn(span.length(), used.length());
                 self.timelines.entry(batch.context).or_default().occupy(used)
             }
             // Lost with its context, or the program broke it: what was expected stands in.
@@ -211,66 +220,7 @@ impl<'a> Harvest<'a> {
     }
 }
 
-/// Takes out what is more than these kinds of work are known to take at least, as far as the GPU can have waited for the
-/// host so long: the events lie around the launches and not at their edges.
-fn without_gaps(filled: &Filled, span: Span) -> Span {
-    let excess = span.length().since(filled.costs.iter().map(|cost| cost.least()).sum());
-    let before = filled.gap.min(excess);
-    let after = filled.tail.min(excess.since(before));
-    Span { start: span.start + before, end: span.end.since(after) }
-}
-
-/// Corrects what is expected of the batch's kinds of work.
-fn learn(filled: &Filled, measured: Nanos, used: Nanos) {
-    let mut costs = filled.costs.clone();
-    costs.sort_by_key(|cost| core::ptr::from_ref(*cost));
-    costs.dedup_by_key(|cost| core::ptr::from_ref(*cost));
-    if let [only] = costs[..] {
-        let each = |span: Nanos| Nanos(span.0 / filled.launches.max(1));
-        only.learn(each(measured), each(used));
-        return;
-    }
-    for cost in costs {
-        cost.scale(filled.expected, measured, used);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cost::Cost;
-
-    const US: Nanos = Nanos::from_micros(1);
-
-    fn used(least: u64, gap: u64, tail: u64, measured: u64) -> Nanos {
-        let cost: &'static Cost = Box::leak(Box::default());
-        if least > 0 {
-            cost.learn(Nanos::from_micros(least), Nanos::from_micros(least));
-        }
-        let (gap, tail) = (Nanos::from_micros(gap), Nanos::from_micros(tail));
-        let filled = Filled { start: 0, launches: 1, expected: US, gap, tail, costs: vec![cost] };
-        let start = Nanos::from_secs(1);
-        without_gaps(&filled, Span { start, end: start + Nanos::from_micros(measured) }).length()
-    }
-
-    #[test]
-    fn a_wait_for_the_host_is_not_charged() {
-        assert_eq!(used(100, 300, 50, 430), Nanos::from_micros(100));
-    }
-
-    #[test]
-    fn a_kernel_that_takes_longer_than_it_did_is_charged_for_it() {
-        assert_eq!(used(100, 3, 2, 430), Nanos::from_micros(425));
-    }
-
-    #[test]
-    fn no_less_is_charged_than_the_least_that_is_known() {
-        assert_eq!(used(100, 5_000, 5_000, 101), Nanos::from_micros(100));
-        assert_eq!(used(100, 5_000, 5_000, 90), Nanos::from_micros(90));
-    }
-
-    #[test]
-    fn loading_a_kernel_is_not_charged_as_running_it() {
-        assert_eq!(used(0, 4_990, 0, 5_000), Nanos::from_micros(10));
-    }
+fn elapsed_millis(from: usize, to: usize) -> Option<f64> {
+    let mut millis = 0.0;
+    driver::elapsed_millis(&mut millis, handle(from), handle(to)).is_ok().then_some(f64::from(millis))
 }

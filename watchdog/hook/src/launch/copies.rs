@@ -1,15 +1,68 @@
-//! Wrappers of copies within GPU memory and of sets: they occupy the GPU as kernels do.
+//! Wrappers of copies within GPU memory: they occupy the GPU as kernels do.
 //!
-//! Copies from and to the host run on engines of their own and pass uncharged; those through unified addresses, whose
-//! direction only the driver knows, do too.
+//! Copies from and to the host run on engines of their own and pass uncharged. Where the call does not say which it is,
+//! the driver is asked where the two addresses lie.
 
 use super::operation;
-use crate::abi::{DevicePtr, Handle};
+use crate::abi::{DevicePtr, DevicePtr32, Handle, MEMORY_DEVICE, POINTER_MEMORY_TYPE, Status};
+use crate::driver;
 use crate::names::index;
+use crate::session::session;
 use crate::wrappers::wrappers;
 
-fn area(width: usize, height: usize, element: u64) -> u64 {
-    (width as u64).saturating_mul(height as u64).saturating_mul(element)
+/// Pairs of a batch that are looked at; the rest is taken to be like them.
+const LOOKED_AT: usize = 256;
+
+/// Whether `pointer` leads into GPU memory, managed memory included.
+pub(super) fn is_on_gpu(pointer: DevicePtr) -> bool {
+    let mut kind = 0;
+    driver::pointer_attribute(&mut kind, POINTER_MEMORY_TYPE, pointer).is_ok()
+        && kind == u64::from(MEMORY_DEVICE)
+}
+
+/// A copy whose direction its addresses tell.
+fn unified(
+    (to, from): (DevicePtr, DevicePtr),
+    bytes: usize,
+    stream: Option<Handle>,
+    per_thread: bool,
+    mut real: impl FnMut() -> Status,
+) -> Status {
+    if session().is_none() || !(is_on_gpu(to) && is_on_gpu(from)) {
+        return real();
+    }
+    operation(index::cuMemcpyDtoD_v2, stream, per_thread, bytes as u64, real)
+}
+
+/// What a batch of copies moves within the GPU.
+///
+/// # Safety
+/// Each list is null or has `count` entries, as the driver's reference asks.
+unsafe fn within_gpu(to: *const DevicePtr, from: *const DevicePtr, sizes: *const usize, count: usize) -> u64 {
+    if session().is_none() || to.is_null() || from.is_null() || sizes.is_null() {
+        return 0;
+    }
+    let looked_at = count.min(LOOKED_AT);
+    // SAFETY: the caller's promise, and no more than there are.
+    let (to, from, sizes) = unsafe {
+        (
+            core::slice::from_raw_parts(to, looked_at),
+            core::slice::from_raw_parts(from, looked_at),
+            core::slice::from_raw_parts(sizes, looked_at),
+        )
+    };
+    let moved = to.iter().zip(from).zip(sizes).filter(|((to, from), _)| is_on_gpu(**to) && is_on_gpu(**from));
+    let bytes = moved.fold(0u64, |sum, (_, size)| sum.saturating_add(*size as u64));
+    bytes.saturating_mul(count as u64) / (looked_at as u64).max(1)
+}
+
+/// A batch of copies, of which `bytes` are within the GPU.
+fn batch(bytes: u64, stream: Handle, per_thread: bool, mut real: impl FnMut() -> Status) -> Status {
+    if bytes == 0 {
+        real()
+    } else {
+        operation(index::cuMemcpyBatchAsync, Some(stream), per_thread, bytes, real)
+    }
 }
 
 wrappers! {
@@ -21,58 +74,63 @@ wrappers! {
     ) |real, per_thread| {
         operation(index::cuMemcpyDtoD_v2, Some(stream), per_thread, bytes as u64, real)
     }
-    [cuMemsetD8_v2, cuMemsetD8_v2_ptds](to: DevicePtr, value: u8, count: usize) |real, per_thread| {
-        operation(index::cuMemsetD8_v2, None, per_thread, count as u64, real)
+    [cuMemcpyDtoD](to: DevicePtr32, from: DevicePtr32, bytes: u32) |real, per_thread| {
+        operation(index::cuMemcpyDtoD_v2, None, per_thread, bytes.into(), real)
     }
-    [cuMemsetD8Async, cuMemsetD8Async_ptsz](
-        to: DevicePtr, value: u8, count: usize, stream: Handle
+    [cuMemcpyDtoDAsync](to: DevicePtr32, from: DevicePtr32, bytes: u32, stream: Handle) |real, per_thread| {
+        operation(index::cuMemcpyDtoD_v2, Some(stream), per_thread, bytes.into(), real)
+    }
+    [cuMemcpy, cuMemcpy_ptds](to: DevicePtr, from: DevicePtr, bytes: usize) |real, per_thread| {
+        unified((to, from), bytes, None, per_thread, real)
+    }
+    [cuMemcpyAsync, cuMemcpyAsync_ptsz](
+        to: DevicePtr, from: DevicePtr, bytes: usize, stream: Handle
     ) |real, per_thread| {
-        operation(index::cuMemsetD8_v2, Some(stream), per_thread, count as u64, real)
+        unified((to, from), bytes, Some(stream), per_thread, real)
     }
-    [cuMemsetD16_v2, cuMemsetD16_v2_ptds](to: DevicePtr, value: u16, count: usize) |real, per_thread| {
-        operation(index::cuMemsetD8_v2, None, per_thread, area(count, 1, 2), real)
-    }
-    [cuMemsetD16Async, cuMemsetD16Async_ptsz](
-        to: DevicePtr, value: u16, count: usize, stream: Handle
+    [cuMemcpyWithAttributesAsync, cuMemcpyWithAttributesAsync_ptsz](
+        to: DevicePtr, from: DevicePtr, bytes: usize, attributes: Handle, stream: Handle
     ) |real, per_thread| {
-        operation(index::cuMemsetD8_v2, Some(stream), per_thread, area(count, 1, 2), real)
+        unified((to, from), bytes, Some(stream), per_thread, real)
     }
-    [cuMemsetD32_v2, cuMemsetD32_v2_ptds](to: DevicePtr, value: u32, count: usize) |real, per_thread| {
-        operation(index::cuMemsetD8_v2, None, per_thread, area(count, 1, 4), real)
-    }
-    [cuMemsetD32Async, cuMemsetD32Async_ptsz](
-        to: DevicePtr, value: u32, count: usize, stream: Handle
+    [cuMemcpyPeer, cuMemcpyPeer_ptds](
+        to: DevicePtr, to_context: Handle, from: DevicePtr, from_context: Handle, bytes: usize
     ) |real, per_thread| {
-        operation(index::cuMemsetD8_v2, Some(stream), per_thread, area(count, 1, 4), real)
+        operation(index::cuMemcpyPeer, None, per_thread, bytes as u64, real)
     }
-    [cuMemsetD2D8_v2, cuMemsetD2D8_v2_ptds](
-        to: DevicePtr, pitch: usize, value: u8, width: usize, height: usize
+    [cuMemcpyPeerAsync, cuMemcpyPeerAsync_ptsz](
+        to: DevicePtr, to_context: Handle, from: DevicePtr, from_context: Handle, bytes: usize, stream: Handle
     ) |real, per_thread| {
-        operation(index::cuMemsetD2D8_v2, None, per_thread, area(width, height, 1), real)
+        operation(index::cuMemcpyPeer, Some(stream), per_thread, bytes as u64, real)
     }
-    [cuMemsetD2D8Async, cuMemsetD2D8Async_ptsz](
-        to: DevicePtr, pitch: usize, value: u8, width: usize, height: usize, stream: Handle
+    [cuMemcpyBatchAsync, cuMemcpyBatchAsync_ptsz](
+        to: *const DevicePtr, from: *const DevicePtr, sizes: *const usize, count: usize, attributes: Handle,
+        indices: Handle, attribute_count: usize, failed: Handle, stream: Handle
     ) |real, per_thread| {
-        operation(index::cuMemsetD2D8_v2, Some(stream), per_thread, area(width, height, 1), real)
+        // SAFETY: they are the driver's own arguments.
+        batch(unsafe { within_gpu(to, from, sizes, count) }, stream, per_thread, real)
     }
-    [cuMemsetD2D16_v2, cuMemsetD2D16_v2_ptds](
-        to: DevicePtr, pitch: usize, value: u16, width: usize, height: usize
+    [cuMemcpyBatchAsync_v2, cuMemcpyBatchAsync_v2_ptsz](
+        to: *const DevicePtr, from: *const DevicePtr, sizes: *const usize, count: usize, attributes: Handle,
+        indices: Handle, attribute_count: usize, stream: Handle
     ) |real, per_thread| {
-        operation(index::cuMemsetD2D8_v2, None, per_thread, area(width, height, 2), real)
+        // SAFETY: they are the driver's own arguments.
+        batch(unsafe { within_gpu(to, from, sizes, count) }, stream, per_thread, real)
     }
-    [cuMemsetD2D16Async, cuMemsetD2D16Async_ptsz](
-        to: DevicePtr, pitch: usize, value: u16, width: usize, height: usize, stream: Handle
+    // The operations of these have no direction that could be seen without knowing more of them: all are charged.
+    [cuMemcpy3DBatchAsync, cuMemcpy3DBatchAsync_ptsz](
+        count: usize, operations: Handle, failed: Handle, flags: u64, stream: Handle
     ) |real, per_thread| {
-        operation(index::cuMemsetD2D8_v2, Some(stream), per_thread, area(width, height, 2), real)
+        batch(count as u64, stream, per_thread, real)
     }
-    [cuMemsetD2D32_v2, cuMemsetD2D32_v2_ptds](
-        to: DevicePtr, pitch: usize, value: u32, width: usize, height: usize
+    [cuMemcpy3DBatchAsync_v2, cuMemcpy3DBatchAsync_v2_ptsz](
+        count: usize, operations: Handle, flags: u64, stream: Handle
     ) |real, per_thread| {
-        operation(index::cuMemsetD2D8_v2, None, per_thread, area(width, height, 4), real)
+        batch(count as u64, stream, per_thread, real)
     }
-    [cuMemsetD2D32Async, cuMemsetD2D32Async_ptsz](
-        to: DevicePtr, pitch: usize, value: u32, width: usize, height: usize, stream: Handle
+    [cuMemcpy3DWithAttributesAsync, cuMemcpy3DWithAttributesAsync_ptsz](
+        operation: Handle, flags: u64, stream: Handle
     ) |real, per_thread| {
-        operation(index::cuMemsetD2D8_v2, Some(stream), per_thread, area(width, height, 4), real)
+        batch(1, stream, per_thread, real)
     }
 }

@@ -3,7 +3,7 @@
 use gpu_share::units::Bytes;
 
 use super::holdings::Key;
-use super::{give_back, take};
+use super::{give_back, here, take};
 use crate::abi::{ArrayShape, ArrayShape3d, Handle, Status, format_bytes};
 use crate::wrappers::wrappers;
 
@@ -55,7 +55,7 @@ unsafe fn take_array<S>(
     take(bytes, real, |holdings| {
         // SAFETY: the driver succeeded, so it wrote to a valid place.
         let array = unsafe { *out };
-        holdings.insert(Key::Array(array as usize), Bytes(bytes))
+        holdings.insert(Key::Array(array as usize), here(Bytes(bytes)))
     })
 }
 

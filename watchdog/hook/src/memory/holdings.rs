@@ -13,6 +13,16 @@ pub(crate) enum Key {
     Pointer(u64),
     /// An array, or one with mipmaps.
     Array(usize),
+    /// A context, for what it takes by itself.
+    Context(usize),
+}
+
+/// What one key gives back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Holding {
+    pub(crate) bytes: Bytes,
+    /// The context with which it ends, 0 if none is known.
+    pub(crate) context: usize,
 }
 
 /// Memory that a handle stands for: it lives while it is referred to or mapped.
@@ -26,20 +36,35 @@ struct Physical {
 /// Everything that one process holds.
 #[derive(Debug, Default)]
 pub(crate) struct Holdings {
-    by_key: HashMap<Key, Bytes>,
+    by_key: HashMap<Key, Holding>,
     physical: HashMap<u64, Physical>,
-    mapped: BTreeMap<u64, u64>,
+    /// Address and length of each mapping, and the handle that is mapped there.
+    mapped: BTreeMap<u64, (u64, u64)>,
+    /// Handles that the driver gave out for memory which has another one.
+    aliases: HashMap<u64, u64>,
 }
 
 impl Holdings {
-    /// `bytes` will be given back with `key`. Says what was known under it before, which can only have been lost.
-    pub(crate) fn insert(&mut self, key: Key, bytes: Bytes) -> Option<Bytes> {
-        self.by_key.insert(key, bytes)
+    /// `holding` will be given back with `key`. Says what was known under it before, which can only have been lost.
+    pub(crate) fn insert(&mut self, key: Key, holding: Holding) -> Option<Bytes> {
+        self.by_key.insert(key, holding).map(|lost| lost.bytes)
     }
 
     /// What `key` gives back.
-    pub(crate) fn remove(&mut self, key: Key) -> Option<Bytes> {
+    pub(crate) fn remove(&mut self, key: Key) -> Option<Holding> {
         self.by_key.remove(&key)
+    }
+
+    /// Whether anything is given back with `key`.
+    pub(crate) fn contains(&self, key: Key) -> bool {
+        self.by_key.contains_key(&key)
+    }
+
+    /// The context is gone, and all that was taken in it; says what is free now. What a handle stands for stays.
+    pub(crate) fn end_context(&mut self, context: usize) -> Bytes {
+        let ends =
+            |key: &Key, holding: &mut Holding| holding.context == context || *key == Key::Context(context);
+        self.by_key.extract_if(|key, holding| ends(key, holding)).map(|(_, holding)| holding.bytes).sum()
     }
 
     /// A new handle stands for `bytes`.
@@ -47,8 +72,19 @@ impl Holdings {
         self.physical.insert(handle, Physical { bytes, references: 1, mappings: 0 });
     }
 
-    /// The handle was handed out once more.
-    pub(crate) fn retain(&mut self, handle: u64) {
+    /// The driver handed out `handle` for what is mapped at `address`.
+    pub(crate) fn retain(&mut self, handle: u64, address: u64) {
+        let mapping = self.mapped.range(..=address).next_back();
+        let known =
+            mapping.filter(|(from, (length, _))| address - **from < *length).map(|(_, (_, known))| *known);
+        let Some(known) = known else { return };
+        if known != handle && !self.physical.contains_key(&handle) {
+            self.aliases.insert(handle, known);
+        }
+        self.refer(known);
+    }
+
+    fn refer(&mut self, handle: u64) {
         if let Some(physical) = self.physical.get_mut(&handle) {
             physical.references = physical.references.saturating_add(1);
         }
@@ -56,21 +92,24 @@ impl Holdings {
 
     /// The handle was given back once; says what is free now.
     pub(crate) fn release(&mut self, handle: u64) -> Option<Bytes> {
+        let handle = self.aliases.get(&handle).copied().unwrap_or(handle);
         self.change(handle, |physical| physical.references = physical.references.saturating_sub(1))
     }
 
-    /// The handle's memory is mapped at `address`.
-    pub(crate) fn map(&mut self, address: u64, handle: u64) {
+    /// `length` bytes of the handle's memory are mapped at `address`.
+    pub(crate) fn map(&mut self, address: u64, length: u64, handle: u64) {
+        let handle = self.aliases.get(&handle).copied().unwrap_or(handle);
         if let Some(physical) = self.physical.get_mut(&handle) {
             physical.mappings = physical.mappings.saturating_add(1);
-            self.mapped.insert(address, handle);
+            self.mapped.insert(address, (length, handle));
         }
     }
 
     /// All mappings in `length` bytes from `address` are gone; says what is free now.
     pub(crate) fn unmap(&mut self, address: u64, length: u64) -> Bytes {
         let range = address..address.saturating_add(length);
-        let gone = self.mapped.range(range).map(|(address, handle)| (*address, *handle)).collect::<Vec<_>>();
+        let gone =
+            self.mapped.range(range).map(|(address, (_, handle))| (*address, *handle)).collect::<Vec<_>>();
         gone.into_iter()
             .filter_map(|(address, handle)| {
                 self.mapped.remove(&address);
@@ -85,6 +124,7 @@ impl Holdings {
         if physical.references > 0 || physical.mappings > 0 {
             return None;
         }
+        self.aliases.retain(|_, known| *known != handle);
         self.physical.remove(&handle).map(|physical| physical.bytes)
     }
 }
@@ -96,9 +136,10 @@ mod tests {
     #[test]
     fn a_pointer_gives_back_what_it_took_once() {
         let mut holdings = Holdings::default();
-        holdings.insert(Key::Pointer(512), Bytes(100));
+        let holding = Holding { bytes: Bytes(100), context: 0 };
+        holdings.insert(Key::Pointer(512), holding);
         assert_eq!(holdings.remove(Key::Array(512)), None);
-        assert_eq!(holdings.remove(Key::Pointer(512)), Some(Bytes(100)));
+        assert_eq!(holdings.remove(Key::Pointer(512)), Some(holding));
         assert_eq!(holdings.remove(Key::Pointer(512)), None);
     }
 
@@ -106,8 +147,8 @@ mod tests {
     fn a_released_handle_keeps_its_memory_while_it_is_mapped() {
         let mut holdings = Holdings::default();
         holdings.create(7, Bytes::mib(2));
-        holdings.map(0x1000, 7);
-        holdings.map(0x9000, 7);
+        holdings.map(0x1000, 0x1000, 7);
+        holdings.map(0x9000, 0x1000, 7);
         assert_eq!(holdings.release(7), None);
         assert_eq!(holdings.unmap(0x1000, 0x1000), Bytes::ZERO);
         assert_eq!(holdings.unmap(0x0, 0x10000), Bytes::mib(2));
@@ -118,9 +159,38 @@ mod tests {
     fn a_retained_handle_is_released_as_often() {
         let mut holdings = Holdings::default();
         holdings.create(7, Bytes(1));
-        holdings.retain(7);
+        holdings.map(0x1000, 0x1000, 7);
+        holdings.retain(7, 0x1800);
+        holdings.retain(7, 0x2000);
+        assert_eq!(holdings.unmap(0x1000, 0x1000), Bytes::ZERO);
         assert_eq!(holdings.release(7), None);
         assert_eq!(holdings.release(7), Some(Bytes(1)));
+    }
+
+    #[test]
+    fn a_handle_that_the_driver_names_anew_is_the_same_memory() {
+        let mut holdings = Holdings::default();
+        holdings.create(7, Bytes(1));
+        holdings.map(0x1000, 0x1000, 7);
+        holdings.retain(9, 0x1000);
+        assert_eq!(holdings.release(7), None);
+        assert_eq!(holdings.unmap(0x1000, 0x1000), Bytes::ZERO);
+        assert_eq!(holdings.release(9), Some(Bytes(1)));
+        assert_eq!(holdings.release(9), None);
+    }
+
+    #[test]
+    fn what_was_taken_in_a_context_ends_with_it() {
+        let mut holdings = Holdings::default();
+        let holding = |bytes, context| Holding { bytes: Bytes(bytes), context };
+        holdings.insert(Key::Pointer(512), holding(1, 5));
+        holdings.insert(Key::Array(512), holding(2, 5));
+        holdings.insert(Key::Pointer(1024), holding(4, 6));
+        holdings.insert(Key::Context(5), holding(8, 0));
+        holdings.create(7, Bytes(16));
+        assert_eq!(holdings.end_context(5), Bytes(11));
+        assert_eq!(holdings.end_context(5), Bytes::ZERO);
+        assert!(holdings.contains(Key::Pointer(1024)));
     }
 
     proptest::proptest! {
@@ -136,9 +206,9 @@ mod tests {
                         holdings.create(handle, Bytes(bytes));
                         taken += bytes;
                     }
-                    1 => holdings.retain(handle),
+                    1 => holdings.retain(handle, address),
                     2 => given += holdings.release(handle).unwrap_or_default().0,
-                    3 if !holdings.mapped.contains_key(&address) => holdings.map(address, handle),
+                    3 if !holdings.mapped.contains_key(&address) => holdings.map(address, 1, handle),
                     4 => given += holdings.unmap(address, bytes).0,
                     _ => {}
                 }

@@ -40,11 +40,11 @@ fn release(handle: u64, real: impl FnOnce() -> Status) -> Status {
     status
 }
 
-fn map(address: DevicePtr, handle: u64, real: impl FnOnce() -> Status) -> Status {
+fn map(address: DevicePtr, bytes: usize, handle: u64, real: impl FnOnce() -> Status) -> Status {
     let status = real();
     if let Some(session) = session().filter(|_| status.is_ok()) {
         session.memory.change(session, |holdings| {
-            holdings.map(address, handle);
+            holdings.map(address, bytes as u64, handle);
             Bytes::ZERO
         });
     }
@@ -63,13 +63,13 @@ fn unmap(address: DevicePtr, bytes: usize, real: impl FnOnce() -> Status) -> Sta
 ///
 /// # Safety
 /// `out` is the driver's own argument.
-unsafe fn retain(out: *mut u64, real: impl FnOnce() -> Status) -> Status {
+unsafe fn retain(out: *mut u64, address: DevicePtr, real: impl FnOnce() -> Status) -> Status {
     let status = real();
     if let Some(session) = session().filter(|_| status.is_ok()) {
         // SAFETY: the driver succeeded, so it wrote to a valid place.
         let handle = unsafe { *out };
         session.memory.change(session, |holdings| {
-            holdings.retain(handle);
+            holdings.retain(handle, address);
             Bytes::ZERO
         });
     }
@@ -85,11 +85,11 @@ wrappers! {
     }
     [cuMemRelease](handle: u64) |real, per_thread| { release(handle, real) }
     [cuMemMap](address: DevicePtr, bytes: usize, offset: usize, handle: u64, flags: u64) |real, per_thread| {
-        map(address, handle, real)
+        map(address, bytes, handle, real)
     }
     [cuMemUnmap](address: DevicePtr, bytes: usize) |real, per_thread| { unmap(address, bytes, real) }
     [cuMemRetainAllocationHandle](out: *mut u64, address: DevicePtr) |real, per_thread| {
         // SAFETY: it is the driver's own argument.
-        unsafe { retain(out, real) }
+        unsafe { retain(out, address, real) }
     }
 }

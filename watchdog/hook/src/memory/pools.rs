@@ -8,22 +8,50 @@ use core::sync::atomic::Ordering;
 use gpu_share::units::Bytes;
 
 use super::holdings::Key;
-use super::{Memory, give_back, take_pointer};
-use crate::abi::{DevicePtr, Handle, POOL_RESERVED, POOL_USED, Status};
+use super::{Memory, contexts, give_back, take_pointer};
+use crate::abi::{
+    AllocationProperties, DevicePtr, GRAPH_RESERVED, GRAPH_USED, Handle, LOCATION_DEVICE, POOL_RESERVED,
+    POOL_USED, Status,
+};
 use crate::driver;
 use crate::session::{Session, session};
+use crate::sync::is_capturing;
 use crate::wrappers::wrappers;
 
-fn attribute(pool: usize, which: i32) -> Option<Bytes> {
-    let mut value = 0;
-    driver::pool_attribute(pool as Handle, which, &mut value).is_ok().then_some(Bytes(value))
+/// Where memory is kept for reuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Pool {
+    /// A pool of the driver's.
+    Handle(usize),
+    /// What graphs of this device keep for their memory nodes.
+    Graphs(i32),
+}
+
+impl Pool {
+    /// What it keeps of the card, and what of that is given out.
+    pub(super) fn state(self) -> Option<(Bytes, Bytes)> {
+        Some((self.ask(POOL_RESERVED, GRAPH_RESERVED)?, self.ask(POOL_USED, GRAPH_USED)?))
+    }
+
+    fn keeps(self) -> Option<Bytes> {
+        self.ask(POOL_RESERVED, GRAPH_RESERVED)
+    }
+
+    fn ask(self, of_pool: i32, of_graphs: i32) -> Option<Bytes> {
+        let mut value = 0;
+        let status = match self {
+            Self::Handle(pool) => driver::pool_attribute(pool as Handle, of_pool, &mut value),
+            Self::Graphs(device) => driver::graph_memory(device, of_graphs, &mut value),
+        };
+        status.is_ok().then_some(Bytes(value))
+    }
 }
 
 /// The pool of the present context's device.
-fn current_pool() -> Option<usize> {
+fn current_pool() -> Option<Pool> {
     let (mut device, mut pool) = (0, core::ptr::null_mut());
     let found = driver::current_device(&mut device).is_ok() && driver::device_pool(&mut pool, device).is_ok();
-    found.then_some(pool as usize)
+    found.then_some(Pool::Handle(pool as usize))
 }
 
 /// What must be reserved before `bytes` are taken from a pool that keeps `reserved` and has given out `used` of it.
@@ -31,41 +59,57 @@ fn missing(bytes: Bytes, reserved: Bytes, used: Bytes) -> Bytes {
     bytes.saturating_sub(reserved.saturating_sub(used))
 }
 
-/// Takes `bytes` from `pool`.
+/// Takes `bytes` from `pool`; in a capturing stream nothing is taken yet.
 ///
 /// # Safety
 /// `out` is what the driver was given to write a pointer to.
-unsafe fn take(pool: Option<usize>, bytes: usize, out: *mut DevicePtr, real: impl Fn() -> Status) -> Status {
+unsafe fn take(
+    pool: Option<Pool>,
+    bytes: usize,
+    (stream, per_thread): (Handle, bool),
+    out: *mut DevicePtr,
+    real: impl Fn() -> Status,
+) -> Status {
     let Some(session) = session() else { return real() };
-    let state =
-        pool.and_then(|pool| Some((pool, attribute(pool, POOL_RESERVED)?, attribute(pool, POOL_USED)?)));
-    let Some((pool, reserved, used)) = state else {
+    let on_host = |pool| matches!(pool, Some(Pool::Handle(pool)) if session.memory.account().host_pools.contains(&pool));
+    if is_capturing(stream, per_thread) || on_host(pool) {
+        return real();
+    }
+    let Some((pool, (reserved, used))) = pool.and_then(|pool| Some((pool, pool.state()?))) else {
         // SAFETY: the caller's promise.
         return unsafe { take_pointer(bytes as u64, out, real) };
     };
-    let missing = missing(Bytes(bytes as u64), reserved, used);
-    if !session.memory.reserve(session, missing) {
-        session.memory.settle_pools(session);
-        if !session.memory.reserve(session, missing) {
-            return Status::OUT_OF_MEMORY;
-        }
-    }
-    let status = real();
-    session.memory.charge_pool(session, pool, missing);
-    status
+    contexts::charge_current(session);
+    session.memory.within_pool(session, pool, missing(Bytes(bytes as u64), reserved, used), real)
 }
 
 impl Memory {
+    /// Lets `real` take what the pool keeps, and `missing` more; then charges what the pool really keeps.
+    pub(super) fn within_pool(
+        &self,
+        session: &Session,
+        pool: Pool,
+        missing: Bytes,
+        real: impl FnOnce() -> Status,
+    ) -> Status {
+        if !self.reserve_or_settle(session, missing) {
+            return Status::OUT_OF_MEMORY;
+        }
+        let status = real();
+        self.charge_pool(session, pool, missing);
+        status
+    }
+
     /// Charges the pool with `more` that is reserved already, then with what it really keeps.
-    fn charge_pool(&self, session: &Session, pool: usize, more: Bytes) {
+    fn charge_pool(&self, session: &Session, pool: Pool, more: Bytes) {
         *self.account().pools.entry(pool).or_default() += more;
         self.settle_pool(session, pool);
     }
 
     /// Corrects what the pool is charged with. More than the share has room for stays uncharged until there is room: it
     /// is taken already.
-    fn settle_pool(&self, session: &Session, pool: usize) {
-        let Some(keeps) = attribute(pool, POOL_RESERVED) else { return };
+    fn settle_pool(&self, session: &Session, pool: Pool) {
+        let Some(keeps) = pool.keeps() else { return };
         let mut account = self.account();
         let Some(charged) = account.pools.get_mut(&pool) else { return };
         let (more, less) = (keeps.saturating_sub(*charged), charged.saturating_sub(keeps));
@@ -105,13 +149,36 @@ fn free(pointer: DevicePtr, real: impl FnOnce() -> Status) -> Status {
 fn destroy(pool: Handle, real: impl FnOnce() -> Status) -> Status {
     let status = real();
     if let Some(session) = session().filter(|_| status.is_ok()) {
-        let charged = session.memory.account().pools.remove(&(pool as usize));
+        let charged = session.memory.account().pools.remove(&Pool::Handle(pool as usize));
         session.memory.free(session, charged.unwrap_or_default());
     }
     status
 }
 
-fn settled(real: impl FnOnce() -> Status) -> Status {
+/// A new pool; one whose memory lies elsewhere is never charged.
+///
+/// # Safety
+/// Both pointers are the driver's own arguments.
+unsafe fn create(
+    out: *mut Handle,
+    properties: *const AllocationProperties,
+    real: impl FnOnce() -> Status,
+) -> Status {
+    let status = real();
+    if let Some(session) = session().filter(|_| status.is_ok()) {
+        // SAFETY: the driver succeeded, so it read the one and wrote to the other.
+        let (pool, kind) = unsafe { (*out as usize, (*properties).location_kind) };
+        let host_pools = &mut session.memory.account().host_pools;
+        if kind == LOCATION_DEVICE {
+            host_pools.remove(&pool)
+        } else {
+            host_pools.insert(pool)
+        };
+    }
+    status
+}
+
+pub(super) fn settled(real: impl FnOnce() -> Status) -> Status {
     let status = real();
     if let Some(session) = session() {
         session.memory.settle_pools(session);
@@ -122,18 +189,22 @@ fn settled(real: impl FnOnce() -> Status) -> Status {
 wrappers! {
     [cuMemAllocAsync, cuMemAllocAsync_ptsz](out: *mut DevicePtr, bytes: usize, stream: Handle) |real, per_thread| {
         // SAFETY: it is the driver's own argument.
-        unsafe { take(current_pool(), bytes, out, real) }
+        unsafe { take(current_pool(), bytes, (stream, per_thread), out, real) }
     }
     [cuMemAllocFromPoolAsync, cuMemAllocFromPoolAsync_ptsz](
         out: *mut DevicePtr, bytes: usize, pool: Handle, stream: Handle
     ) |real, per_thread| {
         // SAFETY: it is the driver's own argument.
-        unsafe { take(Some(pool as usize), bytes, out, real) }
+        unsafe { take(Some(Pool::Handle(pool as usize)), bytes, (stream, per_thread), out, real) }
     }
     [cuMemFreeAsync, cuMemFreeAsync_ptsz](pointer: DevicePtr, stream: Handle) |real, per_thread| {
         free(pointer, real)
     }
     [cuMemFree_v2](pointer: DevicePtr) |real, per_thread| { free(pointer, real) }
+    [cuMemPoolCreate](out: *mut Handle, properties: *const AllocationProperties) |real, per_thread| {
+        // SAFETY: they are the driver's own arguments.
+        unsafe { create(out, properties, real) }
+    }
     [cuMemPoolDestroy](pool: Handle) |real, per_thread| { destroy(pool, real) }
     [cuMemPoolTrimTo](pool: Handle, keep: usize) |real, per_thread| { settled(real) }
     [cuMemPoolSetAttribute](pool: Handle, attribute: i32, value: Handle) |real, per_thread| { settled(real) }

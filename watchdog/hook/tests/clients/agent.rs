@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gpu_share::page::{Identity, Limits, PageWriter, SLOTS};
+use gpu_share::page::{Identity, Limits, PageWriter, SLOTS, handover};
 use gpu_share::protocol::{FromContainer, ToContainer};
 use gpu_share::units::{Bytes, Nanos, Quota, SmShare};
 use tempfile::TempDir;
@@ -83,11 +83,16 @@ pub(crate) struct NodeAgent {
 impl NodeAgent {
     /// An agent for the GPU of `node`, whose container has half of its time and may have all.
     pub(crate) fn builder(node: &Node) -> Builder {
+        Self::of_gpu(node.uuid())
+    }
+
+    /// The same for the GPU with this UUID.
+    pub(crate) fn of_gpu(gpu: String) -> Builder {
         let quota = Quota::from_percent(50).unwrap();
         let (memory, window) = (Bytes::gib(8), Nanos::from_millis(10));
         let limits =
             Limits { sm: SmShare::WHOLE, floor: quota, ceiling: Quota::WHOLE, grant: quota, memory, window };
-        Builder { limits, gpu: node.uuid(), willing: true }
+        Builder { limits, gpu, willing: true }
     }
 
     fn socket(&self) -> PathBuf {
@@ -153,6 +158,11 @@ impl NodeAgent {
         }
     }
 
+    /// Forgets what it heard.
+    pub(crate) fn clear(&self) {
+        self.shared.state.lock().unwrap().log.clear();
+    }
+
     pub(crate) fn wait_for(&self, condition: impl Fn(&[FromContainer]) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -184,6 +194,14 @@ impl NodeAgent {
     pub(crate) fn launches(&self) -> u64 {
         self.sum(|message| match message {
             FromContainer::Yield { launches, .. } => Some(*launches),
+            _ => None,
+        })
+    }
+
+    /// Ways around the hook that it told of.
+    pub(crate) fn unknown(&self) -> u64 {
+        self.sum(|message| match message {
+            FromContainer::Yield { unknown, .. } => Some(*unknown),
             _ => None,
         })
     }
@@ -223,7 +241,13 @@ impl Shared {
             if let Some(answer) = answer {
                 let line = serde_json::to_string(&answer).unwrap() + "\n";
                 let mut stream = stream;
-                if stream.write_all(line.as_bytes()).is_err() {
+                let sent = match answer {
+                    ToContainer::Attached { .. } => {
+                        handover::send_with(stream, line.as_bytes(), self.page.descriptor())
+                    }
+                    _ => stream.write_all(line.as_bytes()),
+                };
+                if sent.is_err() {
                     break;
                 }
             }
@@ -267,7 +291,9 @@ impl Shared {
                 assert!(*held >= *bytes, "freed {bytes} of {held}");
                 *held = held.saturating_sub(*bytes);
             }
-            FromContainer::Hello { .. } | FromContainer::Attach { .. } => panic!("{message:?}"),
+            // Any answer shows that it lives.
+            FromContainer::Hello { .. } => return Some(ToContainer::Refused { error: "no watchdog".into() }),
+            FromContainer::Attach { .. } => panic!("{message:?}"),
         }
         None
     }

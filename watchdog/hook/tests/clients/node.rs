@@ -1,5 +1,6 @@
 //! A simulated GPU and the client programs that a test starts on it.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
@@ -19,11 +20,19 @@ use crate::agent::NodeAgent;
 pub(crate) const ROLE: &str = "HOOK_TEST_ROLE";
 
 /// A file that `cargo build` puts beside the tests' folder.
-fn built(name: &str) -> PathBuf {
+pub(crate) fn built(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let path = own.parent().and_then(Path::parent).unwrap().join(name);
     assert!(path.exists(), "{} is missing: run `cargo build -p cuda-hook -p simcuda` first", path.display());
     path
+}
+
+/// Puts the hook into `folder` under the names that programs ask for.
+pub(crate) fn install(folder: &Path) {
+    std::fs::create_dir(folder).unwrap();
+    for name in ["libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "libnvidia-ml.so"] {
+        symlink(built("libcuda_hook.so"), folder.join(name)).unwrap();
+    }
 }
 
 /// One simulated GPU, and a folder with the hook under the names that programs ask for.
@@ -34,17 +43,18 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start() -> Self {
+        Self::with(&["--context-ms", "0", "--context-memory", "0"])
+    }
+
+    /// One with other options.
+    pub(crate) fn with(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let libraries = folder.path().join("lib");
-        std::fs::create_dir(&libraries).unwrap();
-        for name in ["libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "libnvidia-ml.so"] {
-            symlink(built("libcuda_hook.so"), libraries.join(name)).unwrap();
-        }
+        install(&folder.path().join("lib"));
         let socket = folder.path().join("simgpu.sock");
         let mut gpu = Command::new(built("simgpu"))
             .arg("--socket")
             .arg(&socket)
-            .args(["--context-ms", "0", "--context-memory", "0"])
+            .args(options)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -56,17 +66,11 @@ impl Node {
 
     /// A client with `role`, which may have arguments.
     pub(crate) fn client(&self, role: &str) -> Starter {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["--exact", "roles::client", "--ignored", "--nocapture"])
-            .env(ROLE, role)
+        Starter::role(role)
             .env("LD_LIBRARY_PATH", self.folder.path().join("lib"))
             .env("GPUFN_DRIVER", built("libsimcuda.so"))
             .env("GPUFN_NVML", built("libsimcuda.so"))
             .env("SIMCUDA_SOCKET", self.folder.path().join("simgpu.sock"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        Starter(command)
     }
 
     fn stats(&self) -> serde_json::Value {
@@ -114,13 +118,24 @@ impl Drop for Node {
 pub(crate) struct Starter(Command);
 
 impl Starter {
+    /// This test program once more, with `role`, which may have arguments.
+    pub(crate) fn role(role: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "roles::client", "--ignored", "--nocapture"])
+            .env(ROLE, role)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        Self(command)
+    }
+
     /// Lets it share the GPU through `agent`.
     pub(crate) fn bound(mut self, agent: &NodeAgent) -> Self {
         self.0.envs(agent.environment());
         self
     }
 
-    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.0.env(name, value);
         self
     }
@@ -153,6 +168,16 @@ impl Client {
     pub(crate) fn expect(&mut self, wanted: &str) {
         let said = self.lines.recv_timeout(PATIENCE);
         assert_eq!(said.as_deref(), Ok(wanted));
+    }
+
+    /// The next thing that it says.
+    pub(crate) fn next(&mut self) -> String {
+        self.lines.recv_timeout(PATIENCE).unwrap()
+    }
+
+    /// Tells it something, in one line.
+    pub(crate) fn say(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
     /// Whether it says `wanted` next, before `time` is over.

@@ -1,60 +1,60 @@
 //! One context's events as points on one line, and how much of that line was busy.
 //!
 //! Events can only be compared in pairs, with a float of milliseconds: the line's origin moves along, so that the float
-//! stays exact. It waits for nothing: callers pass events that have happened.
+//! stays exact. It asks nothing itself: callers say how far apart two events lie that have happened.
 
-use gpu_share::quota::BusyUnion;
-use gpu_share::units::Nanos;
-
-use crate::abi::Handle;
-use crate::driver;
+use crate::quota::BusyUnion;
+use crate::units::Nanos;
 
 /// The origin moves once it is so far back: a float of 2 s in milliseconds is exact to 0.2 µs.
 const FAR: Nanos = Nanos::from_secs(2);
 
 /// When work occupied the GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) start: Nanos,
-    pub(super) end: Nanos,
+pub struct Span {
+    /// When it began.
+    pub start: Nanos,
+    /// When it ended.
+    pub end: Nanos,
 }
 
 impl Span {
-    pub(super) fn length(self) -> Nanos {
+    /// How long it took.
+    pub fn length(self) -> Nanos {
         self.end.since(self.start)
     }
 }
 
-/// The line of one context.
+/// The line of one context. An event is named by a number.
 #[derive(Debug, Default)]
-pub(super) struct Timeline {
+pub struct Timeline {
     /// The event at the origin, which is kept from reuse, and its place.
     origin: Option<(usize, Nanos)>,
     busy: BusyUnion,
 }
 
 impl Timeline {
-    /// Where the two events lie, if the driver can tell.
-    pub(super) fn span(&mut self, start: usize, end: usize) -> Option<Span> {
+    /// Where the two events lie, if `elapsed` (milliseconds from the first event to the second) can tell.
+    pub fn span(
+        &mut self,
+        start: usize,
+        end: usize,
+        elapsed: impl Fn(usize, usize) -> Option<f64>,
+    ) -> Option<Span> {
         // The first origin lies a while after zero, since work on other streams may have begun before it.
         let (origin, place) = *self.origin.get_or_insert((start, FAR));
-        let offset = if origin == start { 0.0 } else { millis(origin, start)? };
+        let offset = if origin == start { 0.0 } else { elapsed(origin, start)? };
         let begin = shifted(place, offset);
-        Some(Span { start: begin, end: shifted(begin, millis(start, end)?.max(0.0)) })
+        Some(Span { start: begin, end: shifted(begin, elapsed(start, end)?.max(0.0)) })
     }
 
     /// Marks the span as busy and returns how much of it was not so before.
-    pub(super) fn occupy(&mut self, span: Span) -> Nanos {
+    pub fn occupy(&mut self, span: Span) -> Nanos {
         self.busy.add(span.start, span.end)
     }
 
     /// The events that can be used again after a batch between `start` and `end`, which lay at `span`.
-    pub(super) fn release(
-        &mut self,
-        start: usize,
-        end: usize,
-        span: Option<Span>,
-    ) -> impl Iterator<Item = usize> {
+    pub fn release(&mut self, start: usize, end: usize, span: Option<Span>) -> impl Iterator<Item = usize> {
         let kept = self.origin.map(|(event, _)| event);
         let far = span.zip(self.origin).filter(|(span, (_, place))| span.end.since(*place) > FAR);
         if let Some((span, _)) = far {
@@ -64,11 +64,6 @@ impl Timeline {
         let old = kept.filter(|event| *event != start && *event != end);
         [Some(start), Some(end), old].into_iter().flatten().filter(move |event| Some(*event) != keeps)
     }
-}
-
-fn millis(from: usize, to: usize) -> Option<f64> {
-    let mut millis = 0.0;
-    driver::elapsed_millis(&mut millis, from as Handle, to as Handle).is_ok().then_some(f64::from(millis))
 }
 
 fn shifted(place: Nanos, millis: f64) -> Nanos {
@@ -85,6 +80,20 @@ mod tests {
         assert_eq!(shifted(FAR, -1.5), FAR.since(Nanos::from_micros(1_500)));
         assert_eq!(shifted(FAR, 0.5), FAR + Nanos::from_micros(500));
         assert_eq!(shifted(Nanos(5), -1.0), Nanos::ZERO);
+    }
+
+    #[test]
+    fn events_are_placed_by_their_distance_from_the_origin() {
+        // Event n happened at n ms.
+        #[allow(clippy::cast_precision_loss)] // Small numbers.
+        let elapsed = |from: usize, to: usize| Some(to as f64 - from as f64);
+        let mut timeline = Timeline::default();
+        let first = timeline.span(5, 7, elapsed);
+        assert_eq!(first, Some(Span { start: FAR, end: FAR + Nanos::from_millis(2) }));
+        let earlier = timeline.span(3, 6, elapsed);
+        let start = FAR.since(Nanos::from_millis(2));
+        assert_eq!(earlier, Some(Span { start, end: start + Nanos::from_millis(3) }));
+        assert_eq!(timeline.span(8, 9, |_, _| None), None);
     }
 
     #[test]

@@ -2,15 +2,15 @@
 //!
 //! Pure: callers pass the page's word, whether work is in flight, and the time, and send what they are told to.
 
-use gpu_share::page::Slot;
-use gpu_share::protocol::FromContainer;
-use gpu_share::quota::{QuotaServer, Verdict};
-use gpu_share::units::{Nanos, Quota};
+use crate::page::Slot;
+use crate::protocol::FromContainer;
+use crate::quota::{QuotaServer, Verdict};
+use crate::units::{Nanos, Quota};
 
 /// An idle process keeps the right for so long, since most launch again at once.
-pub(crate) const LINGER: Nanos = Nanos::from_micros(200);
+pub const LINGER: Nanos = Nanos::from_micros(200);
 /// Longest wait before the page is looked at again, whether or not somebody woke us.
-pub(crate) const RECHECK: Nanos = Nanos::from_millis(50);
+pub const RECHECK: Nanos = Nanos::from_millis(50);
 
 /// Who says when this process may run.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ enum Source {
 
 /// What a thread that wants to launch does next.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Ask {
+pub enum Ask {
     /// Launch under this right.
     Run(u32),
     /// Send these in order, then wait for the word to change, at most so long.
@@ -32,7 +32,7 @@ pub(crate) enum Ask {
 
 /// The right to run and what was done under it.
 #[derive(Debug)]
-pub(crate) struct Right {
+pub struct Right {
     source: Source,
     /// The right that this process runs under, 0 for none.
     held: u32,
@@ -46,12 +46,12 @@ pub(crate) struct Right {
     launches: u64,
     throttled: Nanos,
     /// Threads that wait.
-    pub(super) waiting: u32,
+    pub waiting: u32,
 }
 
 impl Right {
     /// Nothing held, in a slot whose word is `word`: what it shows now was given to another process.
-    pub(crate) fn new(word: u32) -> Self {
+    pub fn new(word: u32) -> Self {
         Self {
             source: Source::Agent,
             held: 0,
@@ -66,13 +66,13 @@ impl Right {
     }
 
     /// The agent is gone: from now on keep to `floor`, work in flight included.
-    pub(crate) fn detach(&mut self, floor: Quota, window: Nanos, now: Nanos) {
+    pub fn detach(&mut self, floor: Quota, window: Nanos, now: Nanos) {
         self.source = Source::Local(QuotaServer::new(floor, window, now), 0);
         self.forget();
     }
 
     /// The agent is back, with a slot whose word is `word`.
-    pub(crate) fn attach(&mut self, word: u32) {
+    pub fn attach(&mut self, word: u32) {
         self.source = Source::Agent;
         self.forget();
         self.returned = word;
@@ -84,7 +84,7 @@ impl Right {
     }
 
     /// The word to compare with: the page's, or this process's own while the agent is away.
-    pub(crate) fn word(&self, page: u32) -> u32 {
+    pub fn word(&self, page: u32) -> u32 {
         match &self.source {
             Source::Agent => page,
             Source::Local(_, right) => *right,
@@ -92,12 +92,12 @@ impl Right {
     }
 
     /// Whether the right that is held was taken back.
-    pub(crate) fn is_revoked(&self, page: u32) -> bool {
+    pub fn is_revoked(&self, page: u32) -> bool {
         self.held != 0 && self.held != self.word(page)
     }
 
     /// A thread wants to launch.
-    pub(crate) fn ask(&mut self, page: u32, busy: bool, now: Nanos) -> Ask {
+    pub fn ask(&mut self, page: u32, busy: bool, now: Nanos) -> Ask {
         if let Source::Local(server, right) = &mut self.source {
             return ask_locally(server, right, &mut self.held, &mut self.touched, now);
         }
@@ -148,11 +148,12 @@ impl Right {
             launches: core::mem::take(&mut self.launches),
             throttled: core::mem::take(&mut self.throttled),
             more,
+            unknown: 0,
         }]
     }
 
     /// Whether the right should go back, as far as is known without looking at what is in flight; else when to look again.
-    pub(crate) fn is_due(&self, page: u32, now: Nanos) -> Result<bool, Nanos> {
+    pub fn is_due(&self, page: u32, now: Nanos) -> Result<bool, Nanos> {
         let until = self.touched + LINGER;
         match self.held {
             0 => Ok(false),
@@ -162,7 +163,7 @@ impl Right {
     }
 
     /// Nothing is in flight and nothing can start: gives the right back, and asks again if somebody waits.
-    pub(crate) fn give_back(&mut self, page: u32, now: Nanos) -> Vec<FromContainer> {
+    pub fn give_back(&mut self, page: u32, now: Nanos) -> Vec<FromContainer> {
         if let Source::Local(server, right) = &mut self.source {
             server.end(Nanos::ZERO, now);
             *right = even(*right);
@@ -173,12 +174,12 @@ impl Right {
     }
 
     /// The present right, if one is held.
-    pub(crate) fn held(&self) -> u32 {
+    pub fn held(&self) -> u32 {
         self.held
     }
 
     /// Work that occupied the GPU for `used` has ended.
-    pub(crate) fn charge(&mut self, used: Nanos, launches: u64, now: Nanos) {
+    pub fn charge(&mut self, used: Nanos, launches: u64, now: Nanos) {
         self.used += used;
         self.launches += launches;
         self.touched = now;
@@ -196,7 +197,7 @@ impl Right {
     }
 
     /// A thread waited so long for the right.
-    pub(crate) fn waited(&mut self, span: Nanos) {
+    pub fn waited(&mut self, span: Nanos) {
         self.throttled += span;
     }
 }
@@ -241,7 +242,14 @@ mod tests {
     const MS: Nanos = Nanos::from_millis(1);
 
     fn yielded(right: u32, more: bool) -> FromContainer {
-        FromContainer::Yield { right, used: Nanos::ZERO, launches: 0, throttled: Nanos::ZERO, more }
+        FromContainer::Yield {
+            right,
+            used: Nanos::ZERO,
+            launches: 0,
+            throttled: Nanos::ZERO,
+            more,
+            unknown: 0,
+        }
     }
 
     #[test]
