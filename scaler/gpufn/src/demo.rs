@@ -14,7 +14,7 @@ use self::scenario::Scenario;
 use crate::figures::Machine;
 use crate::load::{Interrupt, read_traces, runtime, write_rows};
 
-mod chart;
+pub(crate) mod chart;
 mod page;
 mod report;
 mod run;

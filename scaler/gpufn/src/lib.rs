@@ -9,11 +9,13 @@
 //! | [`top`] | the live table |
 //! | [`load`] | open-loop load from a trace |
 //! | [`demo`] | one GPU for four functions, against a GPU for each; the report |
+//! | [`audit`] | which share programs get, against what they were set: the matrix, measured |
 //! | [`stack`] | reads a `stack.yaml` as faas-cli does |
 //! | [`figures`] | measured figures with their bars, as every measuring command writes them |
 //!
 //! Start reading at [`up`].
 
+pub mod audit;
 pub mod demo;
 pub mod figures;
 pub mod load;

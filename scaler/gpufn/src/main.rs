@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use gpufn::{demo, load, top, up};
+use gpufn::{audit, demo, load, top, up};
 
 /// Many functions on one GPU, each with its own slice, resized while they run.
 #[derive(Debug, Parser)]
@@ -23,6 +23,11 @@ enum Command {
     Load(load::Args),
     /// Show the whole: one GPU for four functions, against a GPU for each.
     Demo(demo::Args),
+    /// Measure which share of the GPU programs get, against what was set.
+    Audit(audit::Args),
+    /// The program that is measured.
+    #[command(hide = true)]
+    AuditProbe(audit::probe::Args),
     /// Print the completion script for a shell.
     Completion {
         /// Which shell.
@@ -47,6 +52,8 @@ fn main() -> ExitCode {
         Command::Top(args) => top::run(args),
         Command::Load(args) => load::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Audit(args) => audit::run(args),
+        Command::AuditProbe(args) => audit::probe::run(args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "gpufn", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

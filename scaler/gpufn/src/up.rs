@@ -53,7 +53,7 @@ mod gateway;
 mod gpus;
 mod identity;
 mod image;
-mod libraries;
+pub(crate) mod libraries;
 mod lifecycle;
 mod logbook;
 mod metrics;

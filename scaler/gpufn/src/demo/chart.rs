@@ -267,7 +267,7 @@ fn tick_label(value: f64) -> String {
 }
 
 /// `text` as it may stand in HTML and SVG, between tags and in attributes. Control characters go.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter {
@@ -285,13 +285,13 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
     /// Fails unless every tag of `text` is closed in turn, every attribute quoted, and nothing else opens a tag.
-    pub(in super::super) fn assert_well_formed(text: &str) {
+    pub(crate) fn assert_well_formed(text: &str) {
         let mut open = Vec::new();
         let mut rest = text;
         while let Some(start) = rest.find('<') {

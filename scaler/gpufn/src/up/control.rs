@@ -379,6 +379,7 @@ mod tests {
             memory_used: Bytes::ZERO,
             processes: vec![],
             launches: 0,
+            unknown: 0,
         };
         let gpu = Gpu {
             id: GpuId("g".into()),

@@ -178,6 +178,7 @@ async fn status(State(node): State<FakeNode>) -> Json<NodeStatus> {
                 memory_used: Bytes::ZERO,
                 processes: vec![7],
                 launches: 0,
+                unknown: 0,
             })
             .collect(),
     });

@@ -68,7 +68,7 @@ struct Driver {
 /// Starts it all and waits until the node agent answers.
 pub(crate) async fn start(args: &Args, folder: &Folder, pids: &Arc<Pids>) -> anyhow::Result<Started> {
     let programs = Programs::find(args.bin_dir.as_deref())?;
-    let hook = libraries::install(&programs.file("libcuda_hook.so")?, &folder.libraries("hook"))?;
+    let hook = libraries::install(libraries::HOOK, |file| programs.file(file), &folder.libraries("hook"))?;
     let driver = driver(args, folder, &programs)?;
     let mut children = Vec::new();
     if driver.simulated {
@@ -91,7 +91,8 @@ fn driver(args: &Args, folder: &Folder, programs: &Programs) -> anyhow::Result<D
         return Ok(Driver { cuda, nvml, env: Vec::new(), simulated: false });
     }
     anyhow::ensure!(args.simulate != Simulate::Never, "NVML finds no GPU, and --simulate never was given");
-    let place = libraries::install(&programs.file("libsimcuda.so")?, &folder.libraries("sim"))?;
+    let place =
+        libraries::install(libraries::SIMULATED, |file| programs.file(file), &folder.libraries("sim"))?;
     let socket = folder.simgpu_socket().to_string_lossy().into_owned();
     Ok(Driver {
         cuda: place.join("libcuda.so.1"),
