@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 pub mod control;
+pub mod delivery;
 pub mod function;
 pub mod gateway;
 pub mod http;
@@ -15,8 +16,10 @@ pub mod load;
 pub mod local;
 pub mod node;
 pub mod overview;
+pub mod peer;
 pub mod process;
 pub mod processors;
 pub mod programs;
+pub mod relay;
 pub mod transcripts;
 pub mod wait;

@@ -1,10 +1,12 @@
 //! The node agent alone with a simulated GPU, and programs under its bindings: for tests of what is enforced.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,7 +19,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::control::Control;
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::processors::Sample;
 use crate::programs::{self, Turn};
 use crate::wait::until;
@@ -54,6 +56,12 @@ pub struct ClientStats {
     pub busy_ns: u64,
     /// Memory it holds, bytes.
     pub memory: u64,
+    /// Kernels of it that ran to their end.
+    pub kernels: u64,
+    /// Kernels of it that run now.
+    pub running: usize,
+    /// Whether it is still connected.
+    pub alive: bool,
 }
 
 impl Stats {
@@ -80,8 +88,51 @@ impl Stats {
     /// Part of the time between `earlier` and this in which kernels of `pid` ran.
     #[allow(clippy::cast_precision_loss)] // Differences of seconds, in nanoseconds.
     pub fn part_since(&self, earlier: &Self, pid: u32) -> f64 {
-        let used = self.busy_ns(pid) - earlier.busy_ns(pid);
+        // What ended long ago is forgotten.
+        let used = self.busy_ns(pid).saturating_sub(earlier.busy_ns(pid));
         used as f64 / (self.now_ns - earlier.now_ns) as f64
+    }
+}
+
+/// How a node is to be started.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    sharing: String,
+    gpu: Vec<String>,
+    variables: Vec<(String, OsString)>,
+}
+
+impl Builder {
+    /// Further arguments of the simulated GPU; of an option that is given twice, the last counts.
+    #[must_use]
+    pub fn gpu(mut self, arguments: &[&str]) -> Self {
+        self.gpu.extend(arguments.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Further variables for the agent and the simulated GPU.
+    #[must_use]
+    pub fn variables(mut self, variables: &[(&str, &OsStr)]) -> Self {
+        let owned = variables.iter().map(|&(name, value)| (name.into(), value.into()));
+        self.variables.extend(owned);
+        self
+    }
+
+    /// Takes the machine's turn, and starts both.
+    pub async fn start(self) -> Node {
+        let turn = Turn::take();
+        let folder = tempfile::Builder::new().prefix("gpufn-").tempdir().expect("a temp folder can be made");
+        let at = |name: &str| folder.path().join(name);
+        library_folder(&at("hook"), "libcuda_hook.so", "libgpufn_nvml.so");
+        library_folder(&at("sim"), "libsimcuda.so", "libsimcuda.so");
+
+        let mut command = Command::new(programs::built("simgpu"));
+        command.arg("--socket").arg(at("simgpu.sock")).args(&self.gpu);
+        command.envs(self.variables.iter().cloned());
+        let mut gpu = Process::spawn(&mut command, &at("simgpu.log"));
+        says_ready(&mut gpu, "listening on").await;
+        let agent = start_agent(folder.path(), &self).await;
+        Node { agent, gpu, options: self, logs: AtomicUsize::new(0), folder, _turn: turn }
     }
 }
 
@@ -91,52 +142,64 @@ pub struct Node {
     // In the order in which they end.
     agent: Process,
     gpu: Process,
+    options: Builder,
+    logs: AtomicUsize,
     folder: TempDir,
     _turn: Turn,
 }
 
 impl Node {
+    /// A node whose agent and GPU are in `mode` (`mps` or `exclusive`).
+    pub fn builder(mode: &str) -> Builder {
+        let gpu = vec!["--mode".into(), mode.into()];
+        Builder { sharing: mode.into(), gpu, variables: Vec::new() }
+    }
+
     /// Takes the machine's turn, and starts both in `mode` (`mps` or `exclusive`).
     pub async fn start(mode: &str) -> Self {
-        let turn = Turn::take();
-        let folder = tempfile::Builder::new().prefix("gpufn-").tempdir().expect("a temp folder can be made");
-        let at = |name: &str| folder.path().join(name);
-        let (hook, sim) = (at("hook"), at("sim"));
-        library_folder(&hook, &programs::built("libcuda_hook.so"));
-        library_folder(&sim, &programs::built("libsimcuda.so"));
-        let socket = at("simgpu.sock");
+        Self::builder(mode).start().await
+    }
 
-        let mut command = Command::new(programs::built("simgpu"));
-        command.arg("--socket").arg(&socket).args(["--mode", mode]);
-        let mut gpu = Process::spawn(&mut command, &at("simgpu.log"));
-        says_ready(&mut gpu, "listening on").await;
+    /// The agent.
+    pub fn agent(&self) -> &Process {
+        &self.agent
+    }
 
-        let mut command = Command::new(programs::built("gpufn-node"));
-        command.arg("standalone").arg("--state").arg(at("node"));
-        command.arg("--nvml").arg(sim.join("libnvidia-ml.so.1"));
-        command.arg("--driver").arg(sim.join("libcuda.so.1"));
-        command.arg("--hook").arg(&hook).args(["--sharing", mode, "--metrics", "127.0.0.1:0"]);
-        command.arg("--env").arg(format!("SIMCUDA_SOCKET={}", socket.display()));
-        command.env("SIMCUDA_SOCKET", &socket);
-        let mut agent = Process::spawn(&mut command, &at("node.log"));
-        says_ready(&mut agent, "listening on").await;
-        Self { agent, gpu, folder, _turn: turn }
+    /// Kills the agent, as a crash would.
+    pub fn crash_agent(&mut self) {
+        process::kill(self.agent.pid());
+        self.agent.wait(START);
+    }
+
+    /// Starts an agent in the folder of the one that crashed.
+    pub async fn restart_agent(&mut self) {
+        self.agent = start_agent(self.folder.path(), &self.options).await;
+    }
+
+    /// A path in the node's folder, for what a test needs beside agent and GPU.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The agent's socket for containers.
+    pub fn socket(&self) -> PathBuf {
+        self.path("node").join(state::SOCKET)
     }
 
     /// The agent's control API.
     pub fn control(&self) -> Control {
-        Control(self.folder.path().join("node").join(state::CONTROL_SOCKET))
+        Control(self.path("node").join(state::CONTROL_SOCKET))
     }
 
     /// What the simulated GPU saw so far.
     pub fn stats(&self) -> Stats {
-        let read = Stats::read(&self.folder.path().join("simgpu.sock"));
+        let read = Stats::read(&self.path("simgpu.sock"));
         read.unwrap_or_else(|error| panic!("{error:#}; the agent printed:\n{}", self.agent.tail()))
     }
 
     /// Processor time up to now, with agent, simulated GPU and `clients` as the test's own.
-    pub fn processors<'a>(&'a self, clients: impl Iterator<Item = &'a Process>) -> Sample {
-        Sample::take([&self.agent, &self.gpu].into_iter().chain(clients).map(Process::pid))
+    pub fn processors(&self, clients: impl Iterator<Item = u32>) -> Sample {
+        Sample::take([&self.agent, &self.gpu].map(Process::pid).into_iter().chain(clients))
     }
 
     /// Binds a share, quotas in percent.
@@ -150,21 +213,61 @@ impl Node {
 
     /// Starts the tests' `spin-client` under a binding, as a watchdog would, and waits until it says that it is ready.
     pub async fn client(&self, bound: &Bound, arguments: &[&str]) -> Process {
-        let log = self.folder.path().join(format!("{}.log", bound.binding.owner.instance));
-        let mut command = Command::new(programs::built("spin-client"));
-        command.args(arguments).envs(bound.env.iter().cloned());
-        command.env("LD_LIBRARY_PATH", self.folder.path().join("hook"));
-        let mut process = Process::spawn(&mut command, &log);
-        says_ready(&mut process, "ready").await;
+        let mut process = self.launch(bound, arguments, &[]);
+        ready(&mut process).await;
         process
+    }
+
+    /// The same without the wait; `variables` come beside those of the binding, and replace them.
+    pub fn launch(&self, bound: &Bound, arguments: &[&str], variables: &[(&str, &OsStr)]) -> Process {
+        let mut command = Command::new(programs::built("spin-client"));
+        command.args(arguments).env("LD_LIBRARY_PATH", self.path("hook"));
+        command.envs(bound.env.iter().cloned()).envs(variables.iter().copied());
+        self.spawn(bound, &mut command)
+    }
+
+    /// Starts any program under a binding. Where it looks for the driver is the command's own matter.
+    pub fn run(&self, bound: &Bound, mut command: Command) -> Process {
+        self.spawn(bound, command.envs(bound.env.iter().cloned()))
+    }
+
+    fn spawn(&self, bound: &Bound, command: &mut Command) -> Process {
+        let number = self.logs.fetch_add(1, Ordering::Relaxed);
+        Process::spawn(command, &self.path(&format!("{}-{number}.log", bound.binding.owner.instance)))
     }
 }
 
+/// Waits until a `spin-client` says that it is ready.
+pub async fn ready(client: &mut Process) {
+    says_ready(client, "ready").await;
+}
+
+async fn start_agent(folder: &Path, options: &Builder) -> Process {
+    let (at, sim) = (|name: &str| folder.join(name), folder.join("sim"));
+    let socket = at("simgpu.sock");
+    let mut command = Command::new(programs::built("gpufn-node"));
+    command.arg("standalone").arg("--state").arg(at("node"));
+    command.arg("--nvml").arg(sim.join("libnvidia-ml.so.1"));
+    command.arg("--driver").arg(sim.join("libcuda.so.1"));
+    command.arg("--hook").arg(at("hook")).args(["--sharing", &options.sharing, "--metrics", "127.0.0.1:0"]);
+    command.arg("--env").arg(format!("SIMCUDA_SOCKET={}", socket.display()));
+    command.env("SIMCUDA_SOCKET", &socket).envs(options.variables.iter().cloned());
+    let mut agent = Process::spawn(&mut command, &at("node.log"));
+    says_ready(&mut agent, "listening on").await;
+    agent
+}
+
 /// A folder with `library` under the names by which programs ask for the driver and its management library.
-fn library_folder(folder: &PathBuf, library: &Path) {
+fn library_folder(folder: &Path, cuda: &str, nvml: &str) {
     fs::create_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    for name in ["libcuda.so.1", "libcuda.so", "libnvidia-ml.so.1", "libnvidia-ml.so"] {
-        let copied = fs::copy(library, folder.join(name));
+    let names = [
+        ("libcuda.so.1", cuda),
+        ("libcuda.so", cuda),
+        ("libnvidia-ml.so.1", nvml),
+        ("libnvidia-ml.so", nvml),
+    ];
+    for (name, library) in names {
+        let copied = fs::copy(programs::built(library), folder.join(name));
         copied.unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     }
 }

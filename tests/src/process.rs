@@ -2,6 +2,7 @@
 //! it left behind. It never signals a process that the tests did not start.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -20,7 +21,7 @@ pub struct Process {
     pid: u32,
     log: PathBuf,
     /// Open for as long as this is here: the tests' own programs end when it closes, also if the test is killed.
-    _stdin: Option<ChildStdin>,
+    stdin: Option<ChildStdin>,
     end: Receiver<ExitStatus>,
     status: Option<ExitStatus>,
 }
@@ -41,12 +42,18 @@ impl Process {
             // Nobody listens any more when the harness itself is going down.
             let _ = ended.send(status);
         });
-        Self { name, pid, log: log.into(), _stdin: stdin, end, status: None }
+        Self { name, pid, log: log.into(), stdin, end, status: None }
     }
 
     /// Its process number.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Writes a line to its standard input.
+    pub fn tell(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("its input is open");
+        writeln!(stdin, "{line}").unwrap_or_else(|error| panic!("{} does not listen: {error}", self.name));
     }
 
     /// How it ended, if it did.
@@ -152,6 +159,16 @@ fn signal(pid: u32, signal: Signal) {
 /// Kills a process that a test started, directly or not, as a crash would.
 pub fn kill(pid: u32) {
     signal(pid, Signal::KILL);
+}
+
+/// Halts a process that a test started, until [`resume`].
+pub fn halt(pid: u32) {
+    signal(pid, Signal::STOP);
+}
+
+/// Lets a halted process go on.
+pub fn resume(pid: u32) {
+    signal(pid, Signal::CONT);
 }
 
 /// Whether a process lives.

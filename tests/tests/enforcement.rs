@@ -6,56 +6,18 @@
 use std::time::Duration;
 
 use gpu_share::units::{Bytes, Quota};
+use tests::delivery::{Claim, SETTLE, get_their_time};
 use tests::node::Node;
-use tests::process::{self, Process};
+use tests::process;
 
-/// Time until debts and queues of the start are settled.
-const SETTLE: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(10);
-/// Largest part of what they must get that a busy machine excuses.
-const MOST_EXCUSED: f64 = 0.25;
-
-/// A client and what it must get of the time, percent.
-struct Claim<'a> {
-    client: &'a Process,
-    at_least: f64,
-    at_most: f64,
-}
-
-impl<'a> Claim<'a> {
-    /// `percent`, give or take `tolerance`.
-    fn exactly(client: &'a Process, percent: f64, tolerance: f64) -> Self {
-        Self { client, at_least: percent - tolerance, at_most: percent + tolerance }
-    }
-}
-
-/// Watches in how much of the time kernels of the clients run, prints it, and checks that all get what they must.
-///
-/// While other programs have the processors, agent, GPU and clients lose GPU time. The part of the processors that
-/// others had is taken off what they must get, up to a bound. What they may get at most stays.
-async fn get_their_time(what: &str, node: &Node, claims: &[Claim<'_>]) {
-    tokio::time::sleep(SETTLE).await;
-    let processors = || node.processors(claims.iter().map(|claim| claim.client));
-    let (start, processors_before) = (node.stats(), processors());
-    tokio::time::sleep(WINDOW).await;
-    let (end, others) = (node.stats(), processors().others_since(&processors_before));
-    let excused = others.min(MOST_EXCUSED);
-    let got: Vec<_> = claims.iter().map(|claim| 100.0 * end.part_since(&start, claim.client.pid())).collect();
-    println!("{what}: {got:.2?} % of the time; others had {:.1} % of the processors", 100.0 * others);
-    for (claim, got) in claims.iter().zip(got) {
-        let Claim { at_least, at_most, .. } = claim;
-        assert!(got <= *at_most, "{what}: {got:.2} % where {at_most} % are allowed");
-        let at_least = at_least * (1.0 - excused);
-        assert!(got >= at_least, "{what}: {got:.2} % where {at_least:.1} % are due");
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_saturating_client_gets_its_quota_of_gpu_time_and_no_more() {
     let node = Node::start("exclusive").await;
     let bound = node.bind("alone", 100, 30, 30, Bytes::gib(1)).await;
     let client = node.client(&bound, &["spin", "1000"]).await;
-    get_their_time("30 % alone", &node, &[Claim::exactly(&client, 30.0, 3.0)]).await;
+    get_their_time("30 % alone", &node, WINDOW, &[Claim::exactly([&client], 30.0, 3.0)]).await;
     // What the agent charged is what the GPU did.
     let charged = node.control().bindings().await.unwrap()[0].used.secs_f64();
     let used = Duration::from_nanos(node.stats().busy_ns(client.pid())).as_secs_f64();
@@ -71,8 +33,8 @@ async fn two_contending_clients_get_their_quotas() {
     assert_eq!((small.binding.row, &small.binding.gpu), (large.binding.row, &large.binding.gpu));
     let (small, large) =
         (node.client(&small, &["spin", "1000"]).await, node.client(&large, &["spin", "1000"]).await);
-    let claims = [Claim::exactly(&small, 30.0, 4.0), Claim::exactly(&large, 60.0, 4.0)];
-    get_their_time("30 % and 60 % contending", &node, &claims).await;
+    let claims = [Claim::exactly([&small], 30.0, 4.0), Claim::exactly([&large], 60.0, 4.0)];
+    get_their_time("30 % and 60 % contending", &node, WINDOW, &claims).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -80,13 +42,12 @@ async fn a_client_alone_goes_up_to_its_ceiling_and_back_to_its_floor_when_anothe
     let node = Node::start("exclusive").await;
     let greedy = node.bind("greedy", 100, 20, 80, Bytes::gib(1)).await;
     let greedy = node.client(&greedy, &["spin", "1000"]).await;
-    get_their_time("20 % to 80 %, alone", &node, &[Claim::exactly(&greedy, 80.0, 4.0)]).await;
+    get_their_time("20 % to 80 %, alone", &node, WINDOW, &[Claim::exactly([&greedy], 80.0, 4.0)]).await;
     let other = node.bind("other", 100, 70, 70, Bytes::gib(1)).await;
     let other = node.client(&other, &["spin", "1000"]).await;
     // What the other leaves, the greedy one may use: at least its floor, at most all but 70 %.
-    let claims =
-        [Claim { client: &greedy, at_least: 16.0, at_most: 34.0 }, Claim::exactly(&other, 70.0, 4.0)];
-    get_their_time("20 % to 80 % beside 70 %", &node, &claims).await;
+    let claims = [Claim::between([&greedy], 16.0, 34.0), Claim::exactly([&other], 70.0, 4.0)];
+    get_their_time("20 % to 80 % beside 70 %", &node, WINDOW, &claims).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,7 +23,14 @@ pub(crate) enum Answer {
     Relay(Box<Relay>),
     /// The function's, which would not change the protocol.
     Refusal(Incoming),
+    /// What comes from a process or a file.
+    Other(Pin<Box<dyn Other>>),
 }
+
+/// A body that comes from a process or a file.
+pub(crate) trait Other: Body<Data = Bytes, Error = Cut> + Send + std::fmt::Debug {}
+
+impl<B: Body<Data = Bytes, Error = Cut> + Send + std::fmt::Debug> Other for B {}
 
 impl Body for Answer {
     type Data = Bytes;
@@ -37,6 +44,7 @@ impl Body for Answer {
             Self::Refusal(body) => {
                 Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Cut::Broken)))
             }
+            Self::Other(body) => body.as_mut().poll_frame(cx),
         }
     }
 
@@ -46,6 +54,7 @@ impl Body for Answer {
             Self::Text(Some(_)) => false,
             Self::Relay(relay) => relay.is_end_stream(),
             Self::Refusal(body) => body.is_end_stream(),
+            Self::Other(body) => body.is_end_stream(),
         }
     }
 
@@ -55,6 +64,7 @@ impl Body for Answer {
             Self::Text(Some(text)) => SizeHint::with_exact(text.len() as u64),
             Self::Relay(relay) => relay.size_hint(),
             Self::Refusal(body) => body.size_hint(),
+            Self::Other(body) => body.size_hint(),
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,11 +18,12 @@ pub(crate) struct WriteLimit {
     origin: Instant,
     /// Milliseconds since `origin`; 0 while there is no limit.
     at: AtomicU64,
+    is_strict: AtomicBool,
 }
 
 impl WriteLimit {
     fn new() -> Self {
-        Self { origin: Instant::now(), at: AtomicU64::new(0) }
+        Self { origin: Instant::now(), at: AtomicU64::new(0), is_strict: AtomicBool::new(false) }
     }
 
     /// Writing must be over `span` from now; without a `span` it may take any time.
@@ -30,6 +31,21 @@ impl WriteLimit {
         let at = span
             .map_or(0, |span| u64::try_from((self.origin.elapsed() + span).as_millis()).unwrap_or(u64::MAX));
         self.at.store(at, Ordering::Relaxed);
+    }
+
+    /// Writing is over `span` from now, also for a client that reads.
+    pub(crate) fn set_strict(&self, span: Option<Duration>) {
+        self.set(span);
+        self.is_strict.store(true, Ordering::Relaxed);
+    }
+
+    /// Fails when writing is over for a client that reads too.
+    fn check(&self) -> io::Result<()> {
+        let is_strict = self.is_strict.load(Ordering::Relaxed);
+        if is_strict && self.get().is_some_and(|at| at <= Instant::now()) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
     }
 
     fn get(&self) -> Option<Instant> {
@@ -101,6 +117,7 @@ impl AsyncRead for ClientSocket {
 
 impl AsyncWrite for ClientSocket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.limit.check()?;
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.limited(cx, written)
     }
@@ -110,6 +127,7 @@ impl AsyncWrite for ClientSocket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.limit.check()?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.limited(cx, written)
     }

@@ -159,6 +159,7 @@ impl Running {
         };
         log!("{name} received.. shutting down server in {}", GoStyle(interval));
         self.app.health.stop();
+        self.function.announce_stop();
         tokio::select! {
             status = self.function.ended() => return Err(status),
             () = self.signals.interrupted() => {}
@@ -190,8 +191,9 @@ impl Running {
         self.app.health.stop();
         self.app.health.set_phase(Phase::Gone);
         self.listening.cancel();
+        let apology = if self.function.is_let_go_at_once() { Duration::ZERO } else { APOLOGY };
         // What it started may hold connections open that nobody will ever answer.
-        let ((), _) = tokio::join!(self.function.kill(), timeout(APOLOGY, self.app.connections.close()));
+        let ((), _) = tokio::join!(self.function.kill(), timeout(apology, self.app.connections.close()));
         log!("Forked function has terminated: {status}");
         ExitCode::FAILURE
     }

@@ -18,6 +18,8 @@ pub(crate) struct Exchange {
     target: Uri,
     started: Instant,
     status: Option<StatusCode>,
+    /// Instead of `status`, in the log.
+    logged: Option<StatusCode>,
     bytes: u64,
     log: Log,
     slot: Option<Slot>,
@@ -43,6 +45,7 @@ impl Exchange {
             target: target.clone(),
             started: Instant::now(),
             status: None,
+            logged: None,
             bytes: 0,
             log: Log::Off,
             slot: None,
@@ -69,6 +72,12 @@ impl Exchange {
         self
     }
 
+    /// The same, not logged after all.
+    pub(crate) fn unlogged(mut self) -> Self {
+        self.log = Log::Off;
+        self
+    }
+
     /// When it began.
     pub(crate) fn started(&self) -> Instant {
         self.started
@@ -88,6 +97,12 @@ impl Exchange {
     pub(crate) fn finish(mut self, status: StatusCode) {
         self.status = Some(status);
     }
+
+    /// The same, where the log tells more than the answer could.
+    pub(crate) fn finish_logged(mut self, counted: StatusCode, logged: StatusCode) {
+        self.logged = Some(logged);
+        self.finish(counted);
+    }
 }
 
 impl Drop for Exchange {
@@ -104,7 +119,7 @@ impl Drop for Exchange {
             Log::CallId(id) => Some(id.as_str()),
         };
         let (method, target, bytes) = (&self.method, &self.target, self.bytes);
-        match self.status {
+        match self.logged.or(self.status) {
             Some(status) => {
                 logs::line(format_args!("{}", Access { method, target, status, bytes, took, call_id }));
             }

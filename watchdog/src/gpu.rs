@@ -1,7 +1,7 @@
 //! The function's share of a GPU, as the watchdog sees it: asks the node agent whether the binding exists, says where
 //! the hook is, and reads the page for the metrics. It enforces nothing; that is the hook's and the agent's work.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -27,6 +27,32 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Age of the heartbeat from which the node agent counts as gone.
 const HEARTBEAT_LIMIT: Nanos = Nanos::from_secs(2);
 
+/// Whether, and how, the function gets the hook's preload form.
+const PRELOAD: &str = "gpufn_preload";
+
+/// The preload form in the hook's folder.
+const PRELOAD_FILE: &str = "libgpufn_preload.so";
+
+/// What leads a function to the proxy that opens the driver by a path, and not by a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Preload {
+    /// Nothing: the library path does for names.
+    Off,
+    /// The preload form, in this variable of the dynamic loader.
+    In(&'static str),
+}
+
+impl Preload {
+    fn read(value: Option<&str>) -> Result<Self, Invalid> {
+        match value {
+            None | Some("false" | "0") => Ok(Self::Off),
+            Some("true" | "1") => Ok(Self::In("LD_PRELOAD")),
+            Some("audit") => Ok(Self::In("LD_AUDIT")),
+            Some(other) => Err(Invalid::new(PRELOAD, other, "true, audit or false")),
+        }
+    }
+}
+
 /// Whether a function that asks for a share may start without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Policy {
@@ -44,6 +70,7 @@ pub(crate) struct GpuConfig {
     socket: Option<PathBuf>,
     page: Option<PathBuf>,
     hook: Option<PathBuf>,
+    preload: Preload,
 }
 
 /// Why there is no share.
@@ -60,6 +87,9 @@ pub(crate) enum NoShare {
         /// Why.
         source: io::Error,
     },
+    /// The preload form is wanted and not there.
+    #[error("{PRELOAD} is set, and {0:?} is not there, allowed is a hook's folder that has it")]
+    NoPreload(PathBuf),
     /// It answered no.
     #[error("{} is {binding:?}, and the node agent refuses it: {reason}", env::BINDING)]
     Refused {
@@ -102,6 +132,7 @@ impl GpuConfig {
             socket: path(env::SOCKET),
             page: path(env::PAGE),
             hook: path(env::HOOK),
+            preload: Preload::read(get(PRELOAD).as_deref())?,
         }))
     }
 
@@ -115,12 +146,18 @@ impl GpuConfig {
         let binding = self.binding.clone().ok_or(NoShare::Unset(env::BINDING))?;
         let socket = self.socket.as_deref().ok_or(NoShare::Unset(env::SOCKET))?;
         let hook = self.hook.clone().ok_or(NoShare::Unset(env::HOOK))?;
+        let library = hook.join(PRELOAD_FILE);
+        let preload = match self.preload {
+            Preload::In(_) if !library.is_file() => return Err(NoShare::NoPreload(library)),
+            Preload::In(variable) => Some((variable, library)),
+            Preload::Off => None,
+        };
         let answer = ask(socket, &binding).await.map_err(|source| {
             let socket = socket.to_path_buf();
             NoShare::Unreachable { socket, source }
         })?;
         let binding = welcomed(&binding, &answer)?;
-        Ok(GpuShare { binding, hook, page: self.page.clone() })
+        Ok(GpuShare { binding, hook, preload, page: self.page.clone() })
     }
 }
 
@@ -129,6 +166,8 @@ impl GpuConfig {
 pub(crate) struct GpuShare {
     binding: Binding,
     hook: PathBuf,
+    /// The preload form, and the variable that it goes into.
+    preload: Option<(&'static str, PathBuf)>,
     page: Option<PathBuf>,
 }
 
@@ -138,14 +177,22 @@ impl GpuShare {
         &self.binding
     }
 
-    /// The function's `LD_LIBRARY_PATH`: the hook's folder, then what was in it before.
-    pub(crate) fn library_path(&self, before: Option<OsString>) -> OsString {
-        let mut path = self.hook.clone().into_os_string();
-        if let Some(before) = before.filter(|before| !before.is_empty()) {
-            path.push(":");
-            path.push(before);
-        }
-        path
+    /// The function's variables of the dynamic loader: the hook comes first, then what was `before` in each.
+    pub(crate) fn loader_variables(
+        &self,
+        before: impl Fn(&str) -> Option<OsString>,
+    ) -> Vec<(&'static str, OsString)> {
+        let library_path = ("LD_LIBRARY_PATH", self.hook.as_os_str());
+        let preload = self.preload.as_ref().map(|(variable, file)| (*variable, file.as_os_str()));
+        let first = |(variable, own): (&'static str, &OsStr)| {
+            let mut value = own.to_owned();
+            if let Some(before) = before(variable).filter(|before| !before.is_empty()) {
+                value.push(":");
+                value.push(before);
+            }
+            (variable, value)
+        };
+        std::iter::once(library_path).chain(preload).map(first).collect()
     }
 
     /// What the page says now, if it is this binding's.

@@ -5,7 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::watch;
 
@@ -16,8 +16,40 @@ pub(crate) enum Phase {
     Starting,
     /// It has accepted a connection.
     Up,
+    /// It has ended, and will start again.
+    Restarting,
     /// It has ended.
     Gone,
+}
+
+/// Most requests that wait for the function to start. Each holds its connection and its body's first bytes.
+const MOST_HELD: usize = 1000;
+
+/// What waiting for the function comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Started {
+    /// It can answer.
+    Up,
+    /// It never will.
+    Gone,
+    /// Too many wait for it already.
+    Crowded,
+}
+
+/// A request that waits, until it is dropped.
+struct Held<'a>(&'a AtomicUsize);
+
+impl<'a> Held<'a> {
+    fn one_more(held: &'a AtomicUsize) -> Option<Self> {
+        let more = |count: usize| (count < MOST_HELD).then_some(count + 1);
+        held.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok().map(|_| Self(held))
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// The state that probes ask for.
@@ -25,9 +57,12 @@ pub(crate) enum Phase {
 pub(crate) struct Health {
     lock_file: Option<PathBuf>,
     accepting: AtomicBool,
+    draining: AtomicBool,
     /// The same as the phase being [`Phase::Up`], without the channel's lock.
     up: AtomicBool,
     phase: watch::Sender<Phase>,
+    /// Requests that wait for the function to start.
+    held: AtomicUsize,
 }
 
 impl Health {
@@ -36,8 +71,10 @@ impl Health {
         Self {
             lock_file,
             accepting: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             up: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Starting),
+            held: AtomicUsize::new(0),
         }
     }
 
@@ -52,6 +89,7 @@ impl Health {
 
     /// From now on no new requests should be sent here; removes the lock file.
     pub(crate) fn stop(&self) {
+        self.draining.store(true, Ordering::Release);
         self.accepting.store(false, Ordering::Release);
         if let Some(path) = &self.lock_file {
             // Someone may have removed it, which says the same.
@@ -59,14 +97,21 @@ impl Health {
         }
     }
 
+    /// Whether clients should go elsewhere with their next request.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     /// Path of the lock file, if there is one.
     pub(crate) fn lock_file(&self) -> Option<&PathBuf> {
         self.lock_file.as_ref()
     }
 
-    /// Whether requests are accepted. Whoever removes the lock file takes the replica out of rotation.
+    /// Whether requests are accepted, and the function is not just between its end and its next start. Whoever removes the lock file takes the replica out of rotation.
     pub(crate) fn is_accepting(&self) -> bool {
-        self.accepting.load(Ordering::Acquire) && self.lock_file.as_ref().is_none_or(|path| path.exists())
+        self.accepting.load(Ordering::Acquire)
+            && !matches!(*self.phase.borrow(), Phase::Restarting | Phase::Gone)
+            && self.lock_file.as_ref().is_none_or(|path| path.exists())
     }
 
     /// Whether the function can answer now.
@@ -86,14 +131,16 @@ impl Health {
         });
     }
 
-    /// Waits until the function is up (`true`) or gone (`false`).
-    pub(crate) async fn started(&self) -> bool {
+    /// Waits until the function is up or gone, unless too many wait already.
+    pub(crate) async fn started(&self) -> Started {
         if self.is_up() {
-            return true;
+            return Started::Up;
         }
+        let Some(_held) = Held::one_more(&self.held) else { return Started::Crowded };
         let mut phase = self.phase.subscribe();
-        let settled = phase.wait_for(|phase| *phase != Phase::Starting).await.map(|phase| *phase);
-        settled.is_ok_and(|phase| phase == Phase::Up)
+        let settled =
+            phase.wait_for(|phase| matches!(phase, Phase::Up | Phase::Gone)).await.map(|phase| *phase);
+        if settled.is_ok_and(|phase| phase == Phase::Up) { Started::Up } else { Started::Gone }
     }
 }
 
@@ -127,10 +174,30 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiter_learns_that_the_function_is_up_or_gone() {
-        for (phase, wanted) in [(Phase::Up, true), (Phase::Gone, false)] {
+        for (phase, wanted) in [(Phase::Up, Started::Up), (Phase::Gone, Started::Gone)] {
             let health = Health::new(None);
             let (started, ()) = tokio::join!(health.started(), async { health.set_phase(phase) });
             assert_eq!(started, wanted);
         }
+    }
+
+    #[tokio::test]
+    async fn no_more_than_so_many_wait() {
+        let health = std::sync::Arc::new(Health::new(None));
+        let waiters: Vec<_> = (0..MOST_HELD)
+            .map(|_| {
+                let health = std::sync::Arc::clone(&health);
+                tokio::spawn(async move { health.started().await })
+            })
+            .collect();
+        while health.held.load(Ordering::Acquire) < MOST_HELD {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(health.started().await, Started::Crowded);
+        health.set_phase(Phase::Up);
+        for waiter in waiters {
+            assert_eq!(waiter.await.unwrap(), Started::Up);
+        }
+        assert_eq!(health.held.load(Ordering::Acquire), 0);
     }
 }

@@ -2,7 +2,7 @@
 //! several threads never mix. It never stops reading the function's pipes, or the function would block on them.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -98,34 +98,95 @@ impl fmt::Display for Access<'_> {
 }
 
 /// Copies a pipe of the function, called `name`, to `output` until it ends, line by line.
-pub(crate) fn copy_lines(pipe: impl Read, name: &str, config: LogConfig, output: &mut impl Write) {
-    let mut pipe = BufReader::new(pipe);
-    let limit = config.line_limit.map_or(u64::MAX, |limit| limit as u64);
-    let mut text = Vec::new();
-    let mut is_split = false;
+pub(crate) fn copy_lines(
+    mut pipe: impl Read,
+    name: &'static str,
+    config: LogConfig,
+    output: &mut impl Write,
+) {
+    let mut lines = Lines::new(name, config);
+    let mut bytes = [0; 8192];
     loop {
-        text.clear();
-        match pipe.by_ref().take(limit).read_until(b'\n', &mut text) {
-            Ok(0) => return,
-            // The line ended just where it was split.
-            Ok(1) if is_split && text == b"\n" => is_split = false,
-            Ok(_) => {
-                is_split = !text.ends_with(b"\n");
-                write_child_line(&text, name, config.prefix, output);
-            }
+        if lines.has_given_up() {
+            // It stays open: there, the function waits for ever when it writes on.
+            return std::mem::forget(pipe);
+        }
+        match pipe.read(&mut bytes) {
+            Ok(count) if count > 0 => lines.push(&bytes[..count], output),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
+            _ => return lines.end(output),
         }
     }
 }
 
-fn write_child_line(text: &[u8], name: &str, prefix: bool, output: &mut impl Write) {
-    let text = text.strip_suffix(b"\n").unwrap_or(text);
-    let mut line = if prefix { format!("{} {name}: ", Timestamp::now()).into_bytes() } else { Vec::new() };
-    line.extend_from_slice(text);
-    line.push(b'\n');
-    let _ = output.write_all(&line);
-    let _ = output.flush();
+/// The lines of one pipe of the function, of which the last may not be complete.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    name: &'static str,
+    config: LogConfig,
+    text: Vec<u8>,
+    /// The line was too long, and its beginning has been written.
+    is_split: bool,
+    has_given_up: bool,
+}
+
+impl Lines {
+    /// Nothing yet from the pipe called `name`.
+    pub(crate) fn new(name: &'static str, config: LogConfig) -> Self {
+        Self { name, config, text: Vec::new(), is_split: false, has_given_up: false }
+    }
+
+    /// Writes the lines that `bytes` completes.
+    pub(crate) fn push(&mut self, mut bytes: &[u8], output: &mut impl Write) {
+        let limit = self.config.line_limit.unwrap_or(usize::MAX);
+        while !bytes.is_empty() {
+            let room = limit - self.text.len();
+            let end = bytes.iter().take(room).position(|byte| *byte == b'\n');
+            let (part, rest) = bytes.split_at(end.unwrap_or_else(|| room.min(bytes.len())));
+            self.text.extend_from_slice(part);
+            bytes = rest;
+            if end.is_some() {
+                bytes = &bytes[1..];
+                // Else the line ended just where it was split.
+                if !(self.is_split && self.text.is_empty()) {
+                    self.write(output);
+                }
+                self.is_split = false;
+            } else if self.text.len() == limit && self.config.gives_up {
+                line(format_args!("Error reading {}: bufio.Scanner: token too long", self.name));
+                self.text.clear();
+                self.has_given_up = true;
+                return;
+            } else if self.text.len() == limit {
+                self.write(output);
+                self.is_split = true;
+            }
+        }
+    }
+
+    /// Whether a line was too long, and that ends the log.
+    pub(crate) fn has_given_up(&self) -> bool {
+        self.has_given_up
+    }
+
+    /// Writes what is left.
+    pub(crate) fn end(&mut self, output: &mut impl Write) {
+        if !self.text.is_empty() {
+            self.write(output);
+        }
+    }
+
+    fn write(&mut self, output: &mut impl Write) {
+        let prefix = if self.config.prefix {
+            format!("{} {}: ", Timestamp::now(), self.name).into_bytes()
+        } else {
+            Vec::new()
+        };
+        let line = [&prefix[..], &self.text, b"\n"].concat();
+        self.text.clear();
+        let _ = output.write_all(&line);
+        let _ = output.flush();
+    }
 }
 
 #[cfg(test)]
@@ -134,7 +195,12 @@ mod tests {
 
     fn copied(text: &[u8], limit: Option<usize>, prefix: bool) -> String {
         let mut output = Vec::new();
-        copy_lines(text, "stdout", LogConfig { prefix, line_limit: limit, call_id: false }, &mut output);
+        copy_lines(
+            text,
+            "stdout",
+            LogConfig { prefix, line_limit: limit, gives_up: false, call_id: false },
+            &mut output,
+        );
         String::from_utf8(output).unwrap()
     }
 
@@ -173,7 +239,7 @@ mod tests {
     #[test]
     fn bytes_that_are_no_text_are_copied_as_they_are() {
         let mut output = Vec::new();
-        let config = LogConfig { prefix: false, line_limit: Some(10), call_id: false };
+        let config = LogConfig { prefix: false, line_limit: Some(10), gives_up: false, call_id: false };
         copy_lines(&b"\xff\xfe\n"[..], "stderr", config, &mut output);
         assert_eq!(output, b"\xff\xfe\n");
     }

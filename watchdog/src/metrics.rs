@@ -1,6 +1,6 @@
 //! The watchdog's metrics under of-watchdog's names, and the share's. Owns the registry; who serves it is `server`.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
@@ -9,6 +9,7 @@ use prometheus::{
 };
 
 use crate::gpu::{self, GpuShare};
+use crate::limiter::Limiter;
 
 /// Label of a request whose client went away before its answer was complete.
 const ABORTED: &str = "499";
@@ -24,6 +25,8 @@ pub(crate) struct Metrics {
     durations: HistogramVec,
     in_flight: IntGauge,
     gpu: Option<GpuMetrics>,
+    /// Only where requests may wait.
+    queue: OnceLock<QueueMetrics>,
 }
 
 impl Metrics {
@@ -44,7 +47,16 @@ impl Metrics {
         registry.register(Box::new(durations.clone()))?;
         registry.register(Box::new(in_flight.clone()))?;
         let gpu = share.map(|share| GpuMetrics::new(share, &registry)).transpose()?;
-        Ok(Self { registry, requests, durations, in_flight, gpu })
+        Ok(Self { registry, requests, durations, in_flight, gpu, queue: OnceLock::new() })
+    }
+
+    /// From now on the queue in front of `limiter` is shown, if it has one.
+    pub(crate) fn watch_queue(&self, limiter: &Arc<Limiter>) -> Result<(), MetricsError> {
+        if limiter.has_queue() {
+            // Whoever asks twice has the same queue.
+            let _ = self.queue.set(QueueMetrics::new(Arc::clone(limiter), &self.registry)?);
+        }
+        Ok(())
     }
 
     /// A request has begun.
@@ -62,6 +74,9 @@ impl Metrics {
 
     /// All of them in the text format.
     pub(crate) fn text(&self) -> Result<String, MetricsError> {
+        if let Some(queue) = self.queue.get() {
+            queue.refresh();
+        }
         match &self.gpu {
             Some(gpu) => gpu.refreshed(|| self.encoded()),
             None => self.encoded(),
@@ -87,6 +102,30 @@ fn label(method: &Method) -> &'static str {
         "TRACE" => "trace",
         "PATCH" => "patch",
         _ => "unknown",
+    }
+}
+
+/// The queue in front of the function.
+#[derive(Debug)]
+struct QueueMetrics {
+    limiter: Arc<Limiter>,
+    length: IntGauge,
+    age: Gauge,
+}
+
+impl QueueMetrics {
+    fn new(limiter: Arc<Limiter>, registry: &Registry) -> Result<Self, MetricsError> {
+        let length = IntGauge::new("gpufn_function_queue_length", "Requests that wait for a slot.")?;
+        let age = Gauge::new("gpufn_function_queue_age_seconds", "Time that the oldest of them has waited.")?;
+        registry.register(Box::new(length.clone()))?;
+        registry.register(Box::new(age.clone()))?;
+        Ok(Self { limiter, length, age })
+    }
+
+    fn refresh(&self) {
+        let backlog = self.limiter.backlog();
+        self.length.set(i64::try_from(backlog.length).unwrap_or(i64::MAX));
+        self.age.set(backlog.age.as_secs_f64());
     }
 }
 

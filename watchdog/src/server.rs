@@ -3,39 +3,41 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::{Answer, INTERNAL, empty, text};
-use crate::client::{ClientSocket, WriteLimit};
+use crate::client::WriteLimit;
 use crate::config::Config;
 use crate::drain::Connections;
 use crate::exchange::Exchange;
 use crate::health::Health;
+use crate::jwt::Authenticator;
 use crate::limiter::Limiter;
 use crate::logs::log;
-use crate::metrics::Metrics;
-use crate::mode::http::HttpMode;
-
-/// Largest head of a request, and the most that is held of a body, in bytes: a larger head is answered 431.
-const MAX_HEAD: usize = 512 << 10;
+use crate::metrics::{Metrics, MetricsError};
+use crate::mode::Invoker;
+use crate::mode::http::asked_limit;
+use crate::workers::Workers;
 
 /// What a write to the client may take beyond `write_timeout`: the answer that says so must still get through.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Pause after a connection could not be taken, most often because there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Longer than any request waits.
+const LONG: Duration = Duration::from_hours(24);
 
 /// Longest time to read the head of a scrape, and to wait for the next one.
 const SCRAPE_TIMEOUT: Duration = Duration::from_mins(1);
@@ -46,28 +48,40 @@ pub(crate) struct App {
     pub(crate) health: Arc<Health>,
     pub(crate) limiter: Arc<Limiter>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) function: HttpMode,
+    pub(crate) function: Invoker,
     pub(crate) connections: Arc<Connections>,
+    authenticator: Option<Arc<Authenticator>>,
+    queue_timeout: Option<Duration>,
     ready_path: Option<PathAndQuery>,
     write_timeout: Option<Duration>,
-    read_timeout: Option<Duration>,
+    pub(crate) compat: bool,
     log_call_id: bool,
 }
 
 impl App {
     /// As configured. Inside a runtime only.
-    pub(crate) fn new(config: &Config, health: Arc<Health>, metrics: Arc<Metrics>) -> Self {
-        Self {
-            limiter: Limiter::new(config.max_inflight),
-            function: HttpMode::new(config, Arc::clone(&health)),
+    pub(crate) fn new(
+        config: &Config,
+        function: Invoker,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+        authenticator: Option<Arc<Authenticator>>,
+    ) -> Result<Self, MetricsError> {
+        let limiter = Limiter::new(config.max_inflight, config.max_queue);
+        metrics.watch_queue(&limiter)?;
+        Ok(Self {
+            limiter,
+            authenticator,
+            queue_timeout: config.queue_timeout,
+            function,
             health,
             metrics,
             connections: Connections::new(),
             ready_path: config.ready_path.clone(),
             write_timeout: config.write_timeout,
-            read_timeout: config.read_timeout,
+            compat: config.compat,
             log_call_id: config.logs.call_id,
-        }
+        })
     }
 }
 
@@ -82,10 +96,7 @@ pub(crate) async fn listen(address: IpAddr, port: u16) -> io::Result<TcpListener
 }
 
 /// Takes connections until `stop`, and then closes the listener.
-pub(crate) async fn serve(listener: TcpListener, app: Arc<App>, stop: CancellationToken) {
-    let mut server = http1::Builder::new();
-    server.max_buf_size(MAX_HEAD).max_header_size(MAX_HEAD).title_case_headers(true);
-    server.timer(TokioTimer::new()).header_read_timeout(app.read_timeout);
+pub(crate) async fn serve(listener: TcpListener, workers: Workers, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -94,7 +105,9 @@ pub(crate) async fn serve(listener: TcpListener, app: Arc<App>, stop: Cancellati
         };
         match accepted {
             Ok((stream, peer)) => {
-                tokio::spawn(converse(server.clone(), stream, peer.ip().to_canonical(), Arc::clone(&app)));
+                if let Err(error) = workers.serve(stream, peer.ip().to_canonical()) {
+                    log!("can't hand a connection on: {error}");
+                }
             }
             Err(error) => {
                 log!("can't take a connection: {error}");
@@ -104,42 +117,31 @@ pub(crate) async fn serve(listener: TcpListener, app: Arc<App>, stop: Cancellati
     }
 }
 
-/// Answers the requests of one connection until it ends or is asked to.
-async fn converse(server: http1::Builder, stream: TcpStream, peer: IpAddr, app: Arc<App>) {
-    // Without it, small answers wait for the client's acknowledgements.
-    let _ = stream.set_nodelay(true);
-    let (_member, mut closing) = app.connections.enter();
-    let (socket, limit) = ClientSocket::new(stream);
-    let service = service_fn(|request| {
-        let (app, limit) = (Arc::clone(&app), Arc::clone(&limit));
-        async move { Ok::<_, Infallible>(respond(&app, &limit, peer, request).await) }
-    });
-    let mut connection = pin!(server.serve_connection(TokioIo::new(socket), service).with_upgrades());
-    tokio::select! {
-        biased;
-        // What goes wrong here is the client's doing, and it is who learns of it.
-        _ = connection.as_mut() => return,
-        _ = &mut closing => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    let _ = connection.await;
-}
-
-async fn respond(
+/// Answers one request.
+pub(crate) async fn respond(
     app: &App,
     limit: &WriteLimit,
     peer: IpAddr,
     mut request: Request<Incoming>,
 ) -> Response<Answer> {
-    limit.set(app.write_timeout.map(|span| span + LAST_WORDS));
-    if let Some(answer) = refuse(&mut request) {
-        return answer;
+    if app.compat {
+        limit.set_strict(app.write_timeout);
+    } else {
+        limit.set(app.write_timeout.map(|span| span + LAST_WORDS));
     }
-    match request.uri().path() {
-        "/_/health" => health(app, request.method()),
-        "/_/ready" => ready(app, request, peer).await,
-        _ => call(app, request, peer).await,
+    let is_http1 = request.version() < Version::HTTP_2;
+    let mut answer = match refuse(&mut request) {
+        Some(answer) => answer,
+        None => match request.uri().path() {
+            "/_/health" => health(app, request.method()),
+            "/_/ready" => Box::pin(ready(app, request, peer)).await,
+            _ => call(app, request, peer).await,
+        },
+    };
+    if is_http1 && app.health.is_draining() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
+    answer
 }
 
 /// What is no request for a function is answered here; the rest gets its `Host` where the target has one.
@@ -192,10 +194,10 @@ async fn ready(app: &App, mut request: Request<Incoming>, peer: IpAddr) -> Respo
     app.function.answer(request, peer, exchange).await
 }
 
-/// Has the function answer, if there is a slot for one more request.
-async fn call(app: &App, request: Request<Incoming>, peer: IpAddr) -> Response<Answer> {
+/// Has the function answer, if there is a slot for one more request and its caller may call.
+async fn call(app: &App, mut request: Request<Incoming>, peer: IpAddr) -> Response<Answer> {
     let exchange = Exchange::begin(request.method(), request.uri(), Some(Arc::clone(&app.metrics)));
-    let Some(slot) = app.limiter.take() else {
+    let Some(slot) = app.limiter.take(patience(app, &exchange, request.headers())).await else {
         exchange.finish(StatusCode::TOO_MANY_REQUESTS);
         let limit = app.limiter.limit();
         let words = format!("Concurrent request limit exceeded. Max concurrent requests: {limit}\n");
@@ -204,7 +206,21 @@ async fn call(app: &App, request: Request<Incoming>, peer: IpAddr) -> Response<A
         return answer;
     };
     let exchange = exchange.holding(slot).logged(request.headers(), app.log_call_id);
+    if let Some(authenticator) = &app.authenticator
+        && let Err(denied) = Box::pin(authenticator.check(request.headers_mut())).await
+    {
+        let answer = denied.answer();
+        exchange.finish(answer.status());
+        return answer;
+    }
     app.function.answer(request, peer, exchange).await
+}
+
+/// Until when a request waits for a slot.
+fn patience(app: &App, exchange: &Exchange, headers: &HeaderMap) -> Instant {
+    let asked = app.limiter.has_queue().then(|| asked_limit(headers)).flatten();
+    let spans = app.queue_timeout.into_iter().chain(asked);
+    exchange.started() + spans.min().unwrap_or(LONG).min(LONG)
 }
 
 /// Serves the metrics for as long as the watchdog lives.

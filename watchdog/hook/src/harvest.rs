@@ -229,7 +229,8 @@ impl Harvester {
         }
         let launched = clock.now(session);
         let end = self.record(lane);
-        if held_up.is_some() {
+        if exact {
+            // Also where the driver can't hold a stream up: there is no use in trying again at once.
             work.cost.is_measured_exactly();
         }
         drop(held_up);

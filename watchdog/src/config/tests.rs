@@ -1,6 +1,7 @@
 //! The environment as table and as property.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
 
 use proptest::prelude::*;
 
@@ -26,7 +27,10 @@ fn defaults_are_those_of_of_watchdog() {
     assert_eq!(config.exec_timeout, Some(seconds(30)));
     assert_eq!(config.healthcheck_interval, seconds(30));
     assert_eq!(config.lock_file(), PathBuf::from("/tmp/.lock"));
-    assert_eq!(config.logs, LogConfig { prefix: true, line_limit: Some(65_536), call_id: false });
+    assert_eq!(
+        config.logs,
+        LogConfig { prefix: true, line_limit: Some(65_536), gives_up: false, call_id: false }
+    );
     assert!(config.address.is_unspecified() && config.gpu.is_none() && config.buffer_body.is_none());
     assert!(config.warnings.is_empty() && !config.suppress_lock && config.ready_path.is_none());
 }
@@ -37,7 +41,7 @@ fn the_second_name_of_a_variable_wins() {
         read(&[("function_process", "node index.js"), ("http_upstream_url", "http://127.0.0.1:4000")]);
     let config = config.unwrap();
     assert_eq!(config.command(), ("node", vec!["index.js"]));
-    assert_eq!(config.upstream.authority(), "127.0.0.1:4000");
+    assert_eq!(config.upstream.unwrap().authority(), "127.0.0.1:4000");
 }
 
 #[test]
@@ -79,8 +83,18 @@ fn what_cannot_work_is_refused_in_one_line() {
             "",
             "provide a \"function_process\" or \"fprocess\" environmental variable for your function",
         ),
-        ("mode", "streaming", "mode is \"streaming\", allowed is http"),
-        ("mode", "afterburn", "mode is \"afterburn\", allowed is http"),
+        (
+            "mode",
+            "afterburn",
+            "mode is \"afterburn\", allowed is streaming, serializing, http, static, openwhisk or actionloop",
+        ),
+        ("compat", "classic", "compat is \"classic\", allowed is of-watchdog"),
+        ("content_type", "a\nb", "content_type is \"a\\nb\", allowed is a media type such as text/plain"),
+        (
+            "restart_policy",
+            "maybe",
+            "restart_policy is \"maybe\", allowed is no, on-failure, on-failure:COUNT or always",
+        ),
         ("upstream_url", "", "upstream_url is \"\", allowed is a URL such as http://127.0.0.1:3000"),
         (
             "upstream_url",
@@ -105,10 +119,36 @@ fn what_cannot_work_is_refused_in_one_line() {
 }
 
 #[test]
-fn without_a_mode_the_default_is_named() {
+fn without_a_mode_there_is_a_process_for_each_request() {
     let environment = HashMap::from([("fprocess", "cat")]);
-    let error = Config::read(|name| environment.get(name).map(ToString::to_string)).unwrap_err();
-    assert_eq!(error.to_string(), "mode is \"streaming\", allowed is http");
+    let config = Config::read(|name| environment.get(name).map(ToString::to_string)).unwrap();
+    assert_eq!((config.mode, config.upstream, config.compat), (Mode::Streaming, None, false));
+    assert_eq!(config.content_type, "application/octet-stream");
+}
+
+#[test]
+fn files_and_actions_need_no_function() {
+    for mode in ["static", "openwhisk", "actionloop"] {
+        let environment = HashMap::from([("mode", mode)]);
+        let config = Config::read(|name| environment.get(name).map(ToString::to_string)).unwrap();
+        assert_eq!(config.mode.name(), mode);
+        // An action's lines are the platform's to read, and it has the platform's time.
+        assert_eq!(config.logs.prefix, mode == "static");
+        assert_eq!(config.exec_timeout, Some(seconds(if mode == "static" { 30 } else { 60 })));
+    }
+    for mode in ["streaming", "serializing"] {
+        let environment = HashMap::from([("mode", mode)]);
+        assert!(Config::read(|name| environment.get(name).map(ToString::to_string)).is_err());
+    }
+}
+
+#[test]
+fn variables_of_the_classic_watchdog_are_named_and_nothing_else() {
+    let config =
+        read(&[("write_debug", "true"), ("marshal_request", "true"), ("cgi_headers", "true")]).unwrap();
+    let words: Vec<_> = config.warnings.iter().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(words, ["marshal_request", "write_debug"]);
+    assert!(read(&[("combine_output", "true")]).unwrap().combine_output);
 }
 
 #[test]
@@ -135,9 +175,50 @@ fn flags_take_what_of_watchdog_takes() {
 }
 
 #[test]
+fn an_output_limit_of_zero_is_none() {
+    for (pairs, wanted) in [
+        (&[][..], Some(64 << 20)),
+        (&[("output_limit", "1")][..], Some(1)),
+        (&[("output_limit", "0")][..], None),
+    ] {
+        assert_eq!(read(pairs).unwrap().output_limit, wanted);
+    }
+}
+
+#[test]
 fn a_command_is_split_at_spaces_and_nothing_else() {
     let config = read(&[("fprocess", "sh -c \"echo  hi\"")]).unwrap();
     assert_eq!(config.command(), ("sh", vec!["-c", "\"echo", "hi\""]));
+}
+
+#[test]
+fn the_readme_lists_exactly_the_variables_that_are_read() {
+    // All that makes other variables count.
+    let environment = HashMap::from([
+        ("fprocess", "cat"),
+        ("mode", "http"),
+        ("upstream_url", "http://127.0.0.1:3000"),
+        ("max_batch_size", "2"),
+        ("http_buffer_req_body", "true"),
+        ("jwt_auth", "true"),
+        ("OPENFAAS_NAME", "f"),
+        ("GPUFN_BINDING", "b"),
+    ]);
+    let asked = RefCell::new(BTreeSet::from(["buffer_http".to_string()]));
+    let lookup = |name: &str| {
+        asked.borrow_mut().insert(name.to_string());
+        environment.get(name).map(ToString::to_string)
+    };
+    Config::read(lookup).unwrap();
+    let readme = include_str!("../../README.md");
+    let section = readme.split("## Variables\n").nth(1).unwrap();
+    let rows =
+        section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let cells = rows.skip(2).filter_map(|row| row.split('|').nth(1));
+    let listed = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(ToString::to_string);
+    // Those that change nothing are in a sentence below the table.
+    let classic = CLASSIC.iter().map(|(name, ..)| (*name).to_string());
+    assert_eq!(asked.into_inner(), listed.chain(classic).collect());
 }
 
 proptest! {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use gpu_share::invalid::Invalid;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version, header};
+use hyper::body::{Body, Incoming};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
@@ -17,16 +17,21 @@ use crate::config::{Config, duration};
 use crate::exchange::Exchange;
 use crate::health::{Health, Phase};
 
+mod backend;
+mod batching;
 mod failure;
+mod h2c;
 mod link;
 mod outgoing;
 mod relay;
 mod upgrade;
 
+use backend::{Backend, Via};
+use batching::Batcher;
 use failure::{Failure, Limit};
-use link::{Link, Pool};
-use outgoing::{Outgoing, Stream, prepare};
+use outgoing::{Stream, prepare};
 
+pub(crate) use batching::BatchConfig;
 pub(crate) use relay::{Cut, Relay};
 
 const DURATION: HeaderName = HeaderName::from_static("x-duration-seconds");
@@ -73,13 +78,13 @@ impl Upstream {
 /// Passes requests on to the function.
 #[derive(Debug)]
 pub(crate) struct HttpMode {
-    upstream: Upstream,
-    pool: Arc<Pool>,
-    health: Arc<Health>,
+    backend: Arc<Backend>,
+    batcher: Option<Arc<Batcher>>,
     exec_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
     read_timeout: Option<Duration>,
     buffer_body: Option<u64>,
+    compat: bool,
 }
 
 /// Where a request came from, as far as the function is told.
@@ -87,15 +92,16 @@ pub(crate) type Peer = std::net::IpAddr;
 
 impl HttpMode {
     /// As configured. Inside a runtime only.
-    pub(crate) fn new(config: &Config, health: Arc<Health>) -> Self {
+    pub(crate) fn new(config: &Config, upstream: Upstream, health: Arc<Health>) -> Self {
+        let backend = Backend::new(upstream, config.upstream_h2c, health);
         Self {
-            upstream: config.upstream.clone(),
-            pool: Pool::new(),
-            health,
+            batcher: config.batch.map(|batch| Batcher::new(batch, Arc::clone(&backend))),
+            backend,
             exec_timeout: config.exec_timeout,
             write_timeout: config.write_timeout,
             read_timeout: config.read_timeout,
             buffer_body: config.buffer_body,
+            compat: config.compat,
         }
     }
 
@@ -104,9 +110,9 @@ impl HttpMode {
         let mut pause = Duration::from_millis(1);
         loop {
             let attempt =
-                timeout(Duration::from_secs(1), TcpStream::connect(self.upstream.authority())).await;
+                timeout(Duration::from_secs(1), TcpStream::connect(self.backend.upstream.authority())).await;
             if let Ok(Ok(_)) = attempt {
-                return self.health.set_phase(Phase::Up);
+                return self.backend.health.set_phase(Phase::Up);
             }
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
@@ -121,36 +127,39 @@ impl HttpMode {
         exchange: Exchange,
     ) -> Response<Answer> {
         if upgrade::is_wanted(&request) {
-            return upgrade::answer(self, request, peer, exchange).await;
+            // Boxed: every request would otherwise be moved with the room for this.
+            return Box::pin(upgrade::answer(self, request, peer, exchange)).await;
         }
         let is_stream = is_stream(request.headers());
         let started = Instant::from_std(exchange.started());
         let limit = self.limit(request.headers(), is_stream);
         let mut deadline = limit.map(|limit| Box::pin(sleep_until(started + limit.span)));
-        let answered =
-            within(&mut deadline, limit, self.pass_on(request, started, is_stream.then_some(peer))).await;
-        match answered {
-            Ok((answer, link)) => self.relay(answer, link, deadline, exchange, is_stream),
+        if let Some(batcher) = self.batcher.as_ref().filter(|_| batching::is_wanted(&request)) {
+            let work = Box::pin(async { batcher.answer(self.stream(request, started)?).await });
+            return match within(&mut deadline, limit, work).await {
+                Ok(answer) => finish(answer, exchange),
+                Err(failure) => failure.answer(exchange),
+            };
+        }
+        let work = self.pass_on(request, started, is_stream.then_some(peer));
+        match within(&mut deadline, limit, work).await {
+            Ok((answer, via)) => relay(answer, via, deadline, exchange, is_stream),
+            Err(failure) if self.compat && is_stream => failure.hidden(exchange),
             Err(failure) => failure.answer(exchange),
         }
     }
 
-    fn relay(
-        &self,
-        answer: Response<Incoming>,
-        link: Link,
-        deadline: Option<Pin<Box<Sleep>>>,
-        exchange: Exchange,
-        is_stream: bool,
-    ) -> Response<Answer> {
-        let (mut parts, body) = answer.into_parts();
-        outgoing::strip_connection(&mut parts.headers);
-        if !is_stream {
-            set_duration(&mut parts.headers, exchange.elapsed());
+    /// The request with the function's target, and a body that must come in time.
+    fn stream(&self, request: Request<Incoming>, started: Instant) -> Result<Request<Stream>, Failure> {
+        let read_by = self.read_timeout.map(|span| started + span);
+        let mut request = request.map(|body| Stream::new(body, read_by));
+        if self.compat && is_stream(request.headers()) {
+            *request.uri_mut() = request.uri().path_and_query().cloned().map(Uri::from).unwrap_or_default();
+        } else {
+            *request.uri_mut() = self.backend.upstream.target(request.uri())?;
         }
-        parts.version = Version::HTTP_11;
-        let relay = Relay::new(body, parts.status, deadline, Arc::clone(&self.pool), link, exchange);
-        Response::from_parts(parts, relay.map_or(Answer::Empty, Answer::Relay))
+        *request.version_mut() = Version::HTTP_11;
+        Ok(request)
     }
 
     async fn pass_on(
@@ -158,48 +167,52 @@ impl HttpMode {
         request: Request<Incoming>,
         started: Instant,
         forwarded_for: Option<Peer>,
-    ) -> Result<(Response<Incoming>, Link), Failure> {
-        let read_by = self.read_timeout.map(|span| started + span);
-        let mut request = request.map(|body| Stream::new(body, read_by));
-        *request.uri_mut() = self.upstream.target(request.uri())?;
-        *request.version_mut() = Version::HTTP_11;
+    ) -> Result<(Response<Incoming>, Via), Failure> {
+        let mut request = self.stream(request, started)?;
         if let Some(peer) = forwarded_for {
             append_forwarded_for(request.headers_mut(), peer);
         }
-        let request = prepare(request, self.buffer_body).await?;
-        if !self.health.started().await {
-            return Err(Failure::Gone);
-        }
-        self.send(request).await
-    }
-
-    async fn send(&self, mut request: Request<Outgoing>) -> Result<(Response<Incoming>, Link), Failure> {
-        while let Some(mut link) = self.pool.take() {
-            let spare = spare(&request);
-            match link.send(request).await {
-                Ok(answer) => return Ok((answer, link)),
-                // The function may end an idle connection just when the request is sent. What it has not seen, and
-                // what changes nothing when it is seen twice, goes out again.
-                Err(mut error) => match error.take_message().or(spare) {
-                    Some(again) => request = again,
-                    None => return Err(Failure::from(error.into_error())),
-                },
-            }
-        }
-        let mut link = Link::open(self.upstream.authority()).await.map_err(Failure::Unreachable)?;
-        match link.send(request).await {
-            Ok(answer) => Ok((answer, link)),
-            Err(error) => Err(Failure::from(error.into_error())),
-        }
+        self.backend.send(prepare(request, self.buffer_body).await?).await
     }
 
     /// How long a request may take. A stream is not bound by `exec_timeout`, but by what its client asks for.
     fn limit(&self, headers: &HeaderMap, is_stream: bool) -> Option<Limit> {
         let exec = exec_limit(self.exec_timeout, asked_limit(headers), is_stream);
+        let exec = exec.filter(|_| !self.compat || !asks_for_none(headers));
         let exec = exec.map(|span| Limit { span, field: "exec_timeout" });
-        let write = self.write_timeout.map(|span| Limit { span, field: "write_timeout" });
+        // There it only ends the connection.
+        let write = self.write_timeout.filter(|_| !self.compat);
+        let write = write.map(|span| Limit { span, field: "write_timeout" });
         exec.into_iter().chain(write).min_by_key(|limit| limit.span)
     }
+}
+
+/// The function's answer as it comes.
+fn relay(
+    answer: Response<Incoming>,
+    via: Via,
+    deadline: Option<Pin<Box<Sleep>>>,
+    exchange: Exchange,
+    is_stream: bool,
+) -> Response<Answer> {
+    let (mut parts, body) = answer.into_parts();
+    outgoing::strip_connection(&mut parts.headers);
+    if !is_stream {
+        set_duration(&mut parts.headers, exchange.elapsed());
+    }
+    parts.version = Version::HTTP_11;
+    let relay = Relay::new(body, parts.status, deadline, via, exchange);
+    Response::from_parts(parts, relay.map_or(Answer::Empty, Answer::Relay))
+}
+
+/// An answer that is there as a whole.
+fn finish(mut answer: Response<Answer>, mut exchange: Exchange) -> Response<Answer> {
+    set_duration(answer.headers_mut(), exchange.elapsed());
+    *answer.version_mut() = Version::HTTP_11;
+    let bytes = answer.body().size_hint().exact().unwrap_or_default();
+    exchange.add_bytes(usize::try_from(bytes).unwrap_or(usize::MAX));
+    exchange.finish(answer.status());
+    answer
 }
 
 /// Runs `work` up to `deadline`.
@@ -219,8 +232,14 @@ async fn within<T>(
 }
 
 /// What the client asks for in `X-Timeout`, if that is a duration above zero.
-fn asked_limit(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn asked_limit(headers: &HeaderMap) -> Option<Duration> {
     duration::parse(headers.get("x-timeout")?.to_str().ok()?)?.above_zero()
+}
+
+/// Whether the client asks for a limit of zero or less, which is none to of-watchdog.
+fn asks_for_none(headers: &HeaderMap) -> bool {
+    let asked = headers.get("x-timeout").and_then(|value| duration::parse(value.to_str().ok()?));
+    asked.is_some_and(|asked| asked.above_zero().is_none())
 }
 
 /// A client can only lower the limit, and can't set one where there is none.
@@ -237,19 +256,6 @@ fn is_stream(headers: &HeaderMap) -> bool {
     let contains =
         |value: &str| value.contains("text/event-stream") || value.contains("application/x-ndjson");
     headers.get_all(header::ACCEPT).iter().any(|value| value.to_str().is_ok_and(contains))
-}
-
-/// A copy of a request that may be sent twice (RFC 9110, 9.2.1: safe methods), if it has no body.
-fn spare(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
-    let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
-    if !is_safe || !matches!(request.body(), Outgoing::Empty) {
-        return None;
-    }
-    let mut copy = Request::new(Outgoing::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
 }
 
 fn append_forwarded_for(headers: &mut HeaderMap, peer: Peer) {

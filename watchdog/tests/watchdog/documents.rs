@@ -42,31 +42,3 @@ async fn the_table_of_metrics_lists_what_is_exported() {
         documented.into_iter().filter(|name| name.starts_with("gpufn_")).collect();
     assert_eq!(in_source.collect::<BTreeSet<_>>(), with_share);
 }
-
-#[test]
-fn the_table_of_variables_lists_what_is_read() {
-    let source = include_str!("../../src/config.rs");
-    let names = |text: &str| -> BTreeSet<String> {
-        let is_name =
-            |word: &&str| word.len() > 3 && word.chars().all(|c| c.is_ascii_alphabetic() || c == '_');
-        text.split('"').skip(1).step_by(2).filter(is_name).map(ToString::to_string).collect()
-    };
-    let calls = source.lines().filter(|line| {
-        [
-            "reader.",
-            "self.get(",
-            "self.later(",
-            "self.go_flag(",
-            "self.flag(",
-            "self.number(",
-            "self.port_named(",
-        ]
-        .iter()
-        .any(|call| line.contains(call))
-    });
-    let read: BTreeSet<String> =
-        calls.flat_map(names).filter(|name| name != "streaming" && name != "true").collect();
-    let documented = names_under("Variables");
-    let missing: Vec<_> = read.difference(&documented).collect();
-    assert!(missing.is_empty(), "{missing:?} not in {documented:?}");
-}

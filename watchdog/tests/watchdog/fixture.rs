@@ -74,6 +74,14 @@ pub(crate) fn with_process() -> Builder {
         .env("TEST_FUNCTION_LISTENS", function)
 }
 
+/// A watchdog whose function is this shell script.
+pub(crate) fn with_script(mode: &str, script: &str) -> Builder {
+    let builder = bare();
+    let path = builder.path("function.sh");
+    std::fs::write(&path, script).unwrap();
+    builder.env("fprocess", format!("sh {}", path.display())).env("mode", mode)
+}
+
 impl Builder {
     /// Sets a variable.
     #[allow(clippy::needless_pass_by_value)] // Tests write values on the spot.
@@ -115,7 +123,8 @@ impl Builder {
 
     /// Starts it and waits until requests are answered.
     pub(crate) async fn start(self) -> Watchdog {
-        let mut child = self.command(&[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = std::fs::File::create(self.path("stdout")).unwrap();
+        let mut child = self.command(&[]).stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = watch::channel(Vec::new());
         std::thread::spawn(move || {
@@ -149,6 +158,16 @@ impl Watchdog {
     /// Path of its lock file.
     pub(crate) fn lock_file(&self) -> PathBuf {
         self.folder.path().join(".lock")
+    }
+
+    /// What it has written to stdout so far.
+    pub(crate) fn stdout(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("stdout")).unwrap()
+    }
+
+    /// Path in its own folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// A request for `path`.
@@ -228,6 +247,16 @@ impl Watchdog {
         found(&lines).unwrap()
     }
 
+    /// Waits for as many lines on stderr that contain `text`; how many there are then.
+    pub(crate) async fn count_lines(&self, text: &str, wanted: usize) -> usize {
+        let mut lines = self.lines.clone();
+        let count = |lines: &Vec<String>| lines.iter().filter(|line| line.contains(text)).count();
+        let wait = lines.wait_for(|lines| count(lines) >= wanted);
+        // Fewer than wanted is what the caller then tells.
+        let _ = timeout(DEADLINE, wait).await;
+        count(&self.lines.borrow())
+    }
+
     /// The lines on stderr so far.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.borrow().clone()
@@ -277,4 +306,9 @@ pub(crate) async fn until_gone(pid: u32) {
 pub(crate) fn is_alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+}
+
+/// Whether tests run at full length, which takes minutes: `WATCHDOG_TESTS=full`.
+pub(crate) fn is_full() -> bool {
+    std::env::var("WATCHDOG_TESTS").is_ok_and(|value| value == "full")
 }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::server::conn::http1;
@@ -72,6 +72,11 @@ async fn process() {
     sleep(Duration::from_millis(delay.unwrap_or(0))).await;
     let pid = std::process::id();
     let library_path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+    for name in ["LD_PRELOAD", "LD_AUDIT"] {
+        if let Ok(value) = std::env::var(name) {
+            eprintln!("function has {name} {value:?}");
+        }
+    }
     eprintln!("function {pid} listens, library path {library_path:?}");
     serve(TcpListener::bind(address).await.unwrap(), Counts::default()).await;
 }
@@ -122,10 +127,12 @@ impl Drop for Busy {
 }
 
 /// Whole text, or frames as they are sent.
-enum Text {
+pub(crate) enum Text {
     Whole(Full<Bytes>),
     Frames(mpsc::Receiver<io::Result<Bytes>>),
     Back(Incoming),
+    Trailers(Option<Bytes>),
+    End,
 }
 
 impl Body for Text {
@@ -140,13 +147,29 @@ impl Body for Text {
             Self::Whole(text) => Pin::new(text).poll_frame(cx).map_err(Into::into),
             Self::Frames(frames) => frames.poll_recv(cx).map_ok(Frame::data).map_err(Into::into),
             Self::Back(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Trailers(body) => {
+                let frame = body.take().map_or_else(
+                    || {
+                        let sum = (HeaderName::from_static("x-sum"), HeaderValue::from_static("42"));
+                        Frame::trailers(HeaderMap::from_iter([sum]))
+                    },
+                    Frame::data,
+                );
+                if frame.is_trailers() {
+                    *self = Self::End;
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Self::End => Poll::Ready(None),
         }
     }
 
     fn size_hint(&self) -> hyper::body::SizeHint {
         match self {
             Self::Whole(text) => text.size_hint(),
-            Self::Frames(_) | Self::Back(_) => hyper::body::SizeHint::default(),
+            Self::Frames(_) | Self::Back(_) | Self::Trailers(_) | Self::End => {
+                hyper::body::SizeHint::default()
+            }
         }
     }
 }
@@ -155,7 +178,8 @@ fn whole(text: impl Into<Bytes>) -> Response<Text> {
     Response::new(Text::Whole(Full::new(text.into())))
 }
 
-async fn answer(request: Request<Incoming>, read_later: Arc<AtomicUsize>) -> Response<Text> {
+/// What the function answers to `request`.
+pub(crate) async fn answer(request: Request<Incoming>, read_later: Arc<AtomicUsize>) -> Response<Text> {
     let path = request.uri().path().to_string();
     let mut words = path.trim_start_matches('/').split('/');
     let (what, number) = (words.next().unwrap_or_default(), words.next().and_then(|n| n.parse::<u64>().ok()));
@@ -200,6 +224,11 @@ async fn answer(request: Request<Incoming>, read_later: Arc<AtomicUsize>) -> Res
                 }
             });
             whole("early")
+        }
+        "trailers" => {
+            let mut answer = Response::new(Text::Trailers(Some("body".into())));
+            answer.headers_mut().insert(header::TRAILER, HeaderValue::from_static("x-sum"));
+            answer
         }
         "ws" => upgrade(request),
         #[allow(clippy::exit)] // A function that ends is what is wanted.

@@ -131,6 +131,42 @@ async fn a_confirmed_share_gives_the_function_the_hook() {
 }
 
 #[tokio::test]
+async fn the_preload_form_is_given_where_it_is_asked_for_and_not_otherwise() {
+    for (asked, variable, other) in
+        [("true", "LD_PRELOAD", "LD_AUDIT"), ("audit", "LD_AUDIT", "LD_PRELOAD"), ("false", "", "LD_")]
+    {
+        let builder = with_share();
+        let _agent = Agent::welcoming(&builder.path("node.sock"));
+        let library = builder.path("libgpufn_preload.so");
+        // The loader says that it can't load it, and goes on.
+        std::fs::write(&library, "").unwrap();
+        let hook = library.parent().unwrap().display().to_string();
+        let builder = builder.env("GPUFN_HOOK", &hook).env("gpufn_preload", asked);
+        let watchdog = builder.start().await;
+        assert!(watchdog.line(" listens, ").await.ends_with(&format!("library path {hook:?}")));
+        if !variable.is_empty() {
+            let line = watchdog.line(&format!("function has {variable}")).await;
+            assert!(line.ends_with(&format!("{:?}", library.display().to_string())), "{line}");
+        }
+        let unwanted = format!("function has {other}");
+        assert!(!watchdog.lines().iter().any(|line| line.contains(&unwanted)), "{asked}");
+    }
+}
+
+#[tokio::test]
+async fn a_preload_form_that_is_not_there_never_starts_the_function() {
+    let builder = with_share().env("gpufn_preload", "true");
+    let _agent = Agent::welcoming(&builder.path("node.sock"));
+    let (status, stderr) = builder.run(&[]).await;
+    assert_eq!(status.code(), Some(1));
+    let wanted = "gpufn_preload is set, and \"/opt/hook/lib/libgpufn_preload.so\" is not there";
+    assert!(stderr.contains(wanted) && !stderr.contains("Forking"), "{stderr}");
+    let (status, stderr) = with_share().env("gpufn_preload", "maybe").run(&[]).await;
+    assert_eq!(status.code(), Some(1));
+    assert!(stderr.contains("gpufn_preload is \"maybe\", allowed is true, audit or false"), "{stderr}");
+}
+
+#[tokio::test]
 async fn an_agent_that_starts_later_is_waited_for() {
     let builder = with_share();
     let socket = builder.path("node.sock");

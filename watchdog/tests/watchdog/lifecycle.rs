@@ -139,8 +139,12 @@ async fn what_cannot_work_ends_with_one_line_and_1() {
         (in_front_of("http://x").without("fprocess"), "Error loading config: provide a \"function_process\""),
         (in_front_of("http://x").without("upstream_url"), "Error loading config: upstream_url is \"\""),
         (
-            in_front_of("http://x").without("mode"),
-            "Error loading config: mode is \"streaming\", allowed is http",
+            in_front_of("http://x").env("mode", "inproc"),
+            "Error loading config: mode is \"inproc\", allowed is ",
+        ),
+        (
+            in_front_of("http://x").env("restart_policy", "x"),
+            "Error loading config: restart_policy is \"x\", allowed is no, on-failure, on-failure:COUNT or always",
         ),
         (in_front_of("http://x").env("mode", "afterburn"), "Error loading config: mode is \"afterburn\""),
         (in_front_of("http://x").env("write_timeout", 0), "Error loading config: write_timeout is \"0\""),
@@ -202,4 +206,51 @@ async fn the_lock_file_is_not_for_everyone() {
     let watchdog = in_front_of(&function.url).start().await;
     let mode = std::fs::metadata(watchdog.lock_file()).unwrap().permissions().mode();
     assert_eq!(mode & 0o007, 0, "{mode:o}");
+}
+
+#[tokio::test]
+async fn a_function_that_fails_starts_again_where_the_policy_says_so() {
+    let mut watchdog = with_process().env("restart_policy", "on-failure:2").start().await;
+    let first = function_pid(&watchdog).await;
+    for _ in 0..2 {
+        watchdog.get("/exit/3").await;
+        watchdog.line("exit status 3, restarting in ").await;
+        // Held until it is up again.
+        watchdog.until_status("/held", StatusCode::OK).await;
+        watchdog.until_status("/_/health", StatusCode::OK).await;
+    }
+    let starts = watchdog.count_lines(" listens, ", 3).await;
+    assert!(starts == 3 && !is_alive(first), "{:#?}", watchdog.lines());
+    watchdog.get("/exit/3").await;
+    assert_eq!(watchdog.ended().await.code(), Some(1));
+}
+
+#[tokio::test]
+async fn between_its_end_and_its_next_start_a_function_is_not_healthy() {
+    let watchdog =
+        with_process().env("restart_policy", "always").env("fprocess", "false").no_wait().start().await;
+    watchdog.until_status("/_/health", StatusCode::SERVICE_UNAVAILABLE).await;
+    assert_eq!(watchdog.status("/_/ready").await, StatusCode::SERVICE_UNAVAILABLE);
+    watchdog.line("exit status 1, restarting in 400ms").await;
+}
+
+#[tokio::test]
+async fn a_watchdog_that_is_told_to_stop_starts_no_function_again() {
+    let mut watchdog =
+        with_process().env("restart_policy", "always").env("healthcheck_interval", "50ms").start().await;
+    let pid = function_pid(&watchdog).await;
+    watchdog.signal("TERM");
+    assert_eq!(watchdog.ended().await.code(), Some(0));
+    until_gone(pid).await;
+    assert_eq!(watchdog.count_lines(" listens, ", 1).await, 1);
+}
+
+#[tokio::test]
+async fn with_compat_a_function_learns_of_sigterm_at_once() {
+    let mut watchdog =
+        with_process().env("compat", "of-watchdog").env("healthcheck_interval", "1h").start().await;
+    function_pid(&watchdog).await;
+    watchdog.signal("TERM");
+    assert_eq!(watchdog.ended().await.code(), Some(1));
+    watchdog.line("Forked function has terminated: signal: terminated").await;
 }

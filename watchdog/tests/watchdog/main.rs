@@ -4,13 +4,22 @@
 // The whole crate is tests; clippy only sees that of functions with #[test].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod action;
+mod batching;
 mod documents;
 mod fixture;
+mod fork;
 mod function;
 mod gpu;
+mod hostile;
+mod http2;
+mod integrity;
+mod jwt;
 mod lifecycle;
 mod limits;
 mod logging;
 mod metrics;
 mod probes;
 mod proxy;
+mod queue;
+mod rolling;

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Response, StatusCode, header};
@@ -11,6 +12,7 @@ use super::set_duration;
 use crate::answer::{Answer, INTERNAL, empty};
 use crate::config::duration::GoStyle;
 use crate::exchange::Exchange;
+use crate::health::Started;
 use crate::logs::log;
 
 /// How long a request may take, and which variable says so.
@@ -34,9 +36,18 @@ pub(crate) enum Failure {
     /// It ended the connection, or did not speak HTTP.
     #[error("request error: {}", root(.0))]
     Broken(hyper::Error),
+    /// It is still starting, and too many requests wait for it.
+    #[error("request error: too many requests wait for the function to start")]
+    Crowded,
     /// It has ended.
     #[error("request error: the function has terminated")]
     Gone,
+    /// Its answer is too large to be split.
+    #[error("request error: the answer to a batch has more than {0} bytes")]
+    AnswerTooLarge(usize),
+    /// The batch that the request was part of failed.
+    #[error("{0}")]
+    Batch(Arc<Failure>),
     /// The request's target can't be put behind the base path.
     #[error("request error: the target can't be put behind upstream_url")]
     Target,
@@ -67,16 +78,43 @@ impl From<hyper::Error> for Failure {
     }
 }
 
+impl Started {
+    /// Nothing if the function is up.
+    pub(crate) fn or_failure(self) -> Result<(), Failure> {
+        match self {
+            Self::Up => Ok(()),
+            Self::Gone => Err(Failure::Gone),
+            Self::Crowded => Err(Failure::Crowded),
+        }
+    }
+}
+
 impl Failure {
+    /// The function took longer than `exec_timeout`, which is `span`.
+    pub(crate) fn late(span: Duration) -> Self {
+        Self::Late(Limit { span, field: "exec_timeout" })
+    }
+
     fn status(&self) -> StatusCode {
         match self {
             Self::Late(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Crowded => StatusCode::SERVICE_UNAVAILABLE,
             Self::Body(BodyError::TooSlow) => StatusCode::REQUEST_TIMEOUT,
             Self::Body(BodyError::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Body(BodyError::Client(_)) | Self::Client(_) | Self::Target => StatusCode::BAD_REQUEST,
+            Self::Batch(failure) => failure.status(),
             // 500 and not 502, since that is what of-watchdog's clients know.
-            Self::Unreachable(_) | Self::Broken(_) | Self::Gone => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unreachable(_) | Self::Broken(_) | Self::Gone | Self::AnswerTooLarge(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
+    }
+
+    /// As of-watchdog answers for events: the client is told nothing; ends the exchange.
+    pub(crate) fn hidden(&self, exchange: Exchange) -> Response<Answer> {
+        log!("Upstream HTTP {self}");
+        exchange.finish(StatusCode::OK);
+        empty(StatusCode::OK)
     }
 
     /// What the client is told; ends the exchange.
@@ -90,6 +128,9 @@ impl Failure {
         if matches!(self, Self::Body(_) | Self::Client(_)) {
             // The rest of the body may still come, and is no request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if matches!(self, Self::Crowded) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         exchange.finish(status);
         answer

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::outgoing::Outgoing;
+use crate::workers::{self, MOST_WORKERS};
 
 /// Idle connections live as long as those of of-watchdog. Some servers serve one connection at a time, and some end
 /// idle ones soon.
@@ -87,15 +88,16 @@ fn drive(connection: &mut Option<Connection<TokioIo<TcpStream>, Outgoing>>, cx: 
 /// Connections that wait for their next request.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    /// The one used last is at the end, and taken first.
-    idle: Mutex<Vec<Link>>,
+    /// Those of each worker: a connection is driven by the thread that opened it. The one used last is at the end, and
+    /// taken first.
+    idle: [Mutex<Vec<Link>>; MOST_WORKERS],
     filled: Notify,
 }
 
 impl Pool {
     /// An empty pool. Inside a runtime only.
     pub(crate) fn new() -> Arc<Self> {
-        let pool = Arc::new(Self { idle: Mutex::default(), filled: Notify::new() });
+        let pool = Arc::new(Self { idle: Default::default(), filled: Notify::new() });
         tokio::spawn(Arc::clone(&pool).close_idle());
         pool
     }
@@ -103,7 +105,7 @@ impl Pool {
     /// A connection that was open a moment ago.
     pub(crate) fn take(&self) -> Option<Link> {
         loop {
-            let mut link = self.lock().pop()?;
+            let mut link = self.own().pop()?;
             if link.idle_since.elapsed() < IDLE && !link.is_stale() {
                 return Some(link);
             }
@@ -136,7 +138,7 @@ impl Pool {
 
     fn keep(&self, mut link: Link) {
         link.idle_since = Instant::now();
-        let mut idle = self.lock();
+        let mut idle = self.own();
         if idle.len() < MOST_IDLE {
             idle.push(link);
         }
@@ -150,22 +152,29 @@ impl Pool {
     /// Closes connections that nobody has used for [`IDLE`]: nobody drives them, so nobody else would.
     async fn close_idle(self: Arc<Self>) {
         loop {
-            if self.lock().is_empty() {
+            if self.idle.iter().all(|idle| lock(idle).is_empty()) {
                 self.filled.notified().await;
             }
             tokio::time::sleep(IDLE / 2).await;
             let now = Instant::now();
-            let old: Vec<Link> = {
-                let mut idle = self.lock();
-                let young = idle.partition_point(|link| now.duration_since(link.idle_since) >= IDLE);
-                idle.drain(..young).collect()
-            };
+            let old: Vec<Link> = self.idle.iter().flat_map(|idle| old(&mut lock(idle), now)).collect();
             drop(old);
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Link>> {
-        // Links are moved in and out whole, so a panic elsewhere leaves nothing half done.
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The idle connections of this thread.
+    fn own(&self) -> MutexGuard<'_, Vec<Link>> {
+        lock(&self.idle[workers::current()])
     }
+}
+
+fn lock(idle: &Mutex<Vec<Link>>) -> MutexGuard<'_, Vec<Link>> {
+    // Links are moved in and out whole, so a panic elsewhere leaves nothing half done.
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes out those that have been idle for [`IDLE`].
+fn old(idle: &mut Vec<Link>, now: Instant) -> Vec<Link> {
+    let young = idle.partition_point(|link| now.duration_since(link.idle_since) >= IDLE);
+    idle.drain(..young).collect()
 }

@@ -169,7 +169,8 @@ pub(crate) async fn prepare(
     }
 }
 
-async fn hold_back(request: Request<Stream>, limit: u64) -> Result<Request<Outgoing>, BodyError> {
+/// Makes `request` into one whose body is whole, up to `limit` bytes.
+pub(crate) async fn hold_back(request: Request<Stream>, limit: u64) -> Result<Request<Outgoing>, BodyError> {
     let (mut parts, body) = request.into_parts();
     let body = Limited::new(body, usize::try_from(limit).unwrap_or(usize::MAX)).collect().await;
     let bytes = body.map_err(|error| too_large_or(error, limit))?.to_bytes();

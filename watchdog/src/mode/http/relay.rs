@@ -2,7 +2,6 @@
 //! An answer that is cut ends without its last chunk, so that the client can tell.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -10,7 +9,7 @@ use http::StatusCode;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
 
-use super::link::{Link, Pool};
+use super::backend::Via;
 use crate::exchange::Exchange;
 use crate::logs::log;
 
@@ -23,6 +22,9 @@ pub(crate) enum Cut {
     /// The function ended it.
     #[error("the function did not complete its answer: {0}")]
     Broken(hyper::Error),
+    /// It can't be read, or its request can't.
+    #[error("{0}")]
+    Io(std::io::Error),
 }
 
 /// The body of the function's answer.
@@ -31,22 +33,20 @@ pub(crate) struct Relay {
     answer: Incoming,
     status: StatusCode,
     deadline: Option<Pin<Box<Sleep>>>,
-    pool: Arc<Pool>,
     /// `None` when the answer is complete or cut.
-    open: Option<(Link, Exchange)>,
+    open: Option<(Via, Exchange)>,
 }
 
 impl Relay {
-    /// The body of an answer that came over `link`; `None` if it is empty, and then the exchange is finished.
+    /// The body of an answer that came `via` a connection; `None` if it is empty, and then the exchange is finished.
     pub(crate) fn new(
         answer: Incoming,
         status: StatusCode,
         deadline: Option<Pin<Box<Sleep>>>,
-        pool: Arc<Pool>,
-        link: Link,
+        via: Via,
         exchange: Exchange,
     ) -> Option<Box<Self>> {
-        let mut relay = Self { answer, status, deadline, pool, open: Some((link, exchange)) };
+        let mut relay = Self { answer, status, deadline, open: Some((via, exchange)) };
         if relay.answer.is_end_stream() {
             relay.complete();
             return None;
@@ -55,8 +55,8 @@ impl Relay {
     }
 
     fn complete(&mut self) {
-        if let Some((link, exchange)) = self.open.take() {
-            self.pool.give_back(link);
+        if let Some((via, exchange)) = self.open.take() {
+            via.complete();
             exchange.finish(self.status);
         }
     }
@@ -66,7 +66,7 @@ impl Relay {
             log!("Upstream HTTP response cut: {cut}");
             exchange.finish(match cut {
                 Cut::Late => StatusCode::GATEWAY_TIMEOUT,
-                Cut::Broken(_) => StatusCode::BAD_GATEWAY,
+                Cut::Broken(_) | Cut::Io(_) => StatusCode::BAD_GATEWAY,
             });
         }
         cut
@@ -77,8 +77,8 @@ impl Relay {
         if let Poll::Ready(frame) = Pin::new(&mut self.answer).poll_frame(cx) {
             return Poll::Ready(frame);
         }
-        if let Some((link, _)) = &mut self.open {
-            link.drive(cx);
+        if let Some((via, _)) = &mut self.open {
+            via.drive(cx);
         }
         Pin::new(&mut self.answer).poll_frame(cx)
     }

@@ -46,16 +46,14 @@ async fn shake_hands(
     peer: Peer,
 ) -> Result<Response<Incoming>, Failure> {
     let (mut parts, _) = request.into_parts();
-    parts.uri = mode.upstream.target(&parts.uri)?;
+    parts.uri = mode.backend.upstream.target(&parts.uri)?;
     parts.version = Version::HTTP_11;
     strip_connection(&mut parts.headers);
     parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     parts.headers.insert(header::UPGRADE, WEBSOCKET);
     append_forwarded_for(&mut parts.headers, peer);
-    if !mode.health.started().await {
-        return Err(Failure::Gone);
-    }
-    let stream = TcpStream::connect(mode.upstream.authority()).await.map_err(Failure::Unreachable)?;
+    mode.backend.health.started().await.or_failure()?;
+    let stream = TcpStream::connect(mode.backend.upstream.authority()).await.map_err(Failure::Unreachable)?;
     stream.set_nodelay(true).map_err(Failure::Unreachable)?;
     let handshake = http1::Builder::new().title_case_headers(true).handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(Failure::from)?;

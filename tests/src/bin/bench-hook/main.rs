@@ -1,0 +1,148 @@
+//! `bench-hook`: how exactly shares of GPU time are delivered, what that costs, and how soon a change works.
+//!
+//! Reads the command line, runs the parts, and writes and prints their figures. It judges nothing but the bars.
+// A measurement reports an impossible state by panicking, as the harness does that it is built on.
+#![allow(clippy::expect_used)]
+
+mod anchors;
+mod change;
+mod conservation;
+mod cost;
+mod hami;
+mod inference;
+mod matrix;
+mod readme;
+mod real;
+mod virtual_time;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use gpufn::audit::stand::Programs;
+use gpufn::figures::{Figure, Figures, Machine};
+use tests::programs;
+
+/// Exit code for bad usage (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+
+/// Measure how exactly shares of GPU time are delivered; build the workspace in release first, or call `make bench-hook`.
+#[derive(Debug, Parser)]
+#[command(name = "bench-hook", version)]
+struct Cli {
+    /// Fewer and shorter cells: for a look, not for the record.
+    #[arg(long)]
+    quick: bool,
+    /// Only these parts; can be given several times.
+    #[arg(long, value_enum)]
+    part: Vec<Part>,
+    /// HAMi-core's libvgpu.so, to be measured on the same cells.
+    #[arg(long, value_name = "FILE", env = "HAMI")]
+    hami: Option<PathBuf>,
+    /// Folder for bench-hook.json.
+    #[arg(long, value_name = "FOLDER", default_value = "target/figures")]
+    out: PathBuf,
+    /// Document whose block between the markers is renewed; not with --quick or --part.
+    #[arg(long, value_name = "FILE", default_value = "watchdog/hook/README.md")]
+    readme: PathBuf,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The matrix in virtual time.
+    Virtual,
+    /// A subset of it in real time, and whether the two agree.
+    Real,
+    /// The cells that other systems were measured on.
+    Anchors,
+    /// A model's inferences, unused time, changes of a grant.
+    Cases,
+    /// What the hook costs.
+    Cost,
+}
+
+/// How much is measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Effort {
+    pub(crate) quick: bool,
+    pub(crate) hami: Option<PathBuf>,
+}
+
+impl Effort {
+    /// `few` with `--quick`, else `many`.
+    pub(crate) fn of<T>(&self, few: T, many: T) -> T {
+        if self.quick { few } else { many }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not mistakes; either way the text is clap's.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(&cli) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench-hook: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all bars are kept.
+fn run(cli: &Cli) -> Result<bool> {
+    if cfg!(debug_assertions) {
+        eprintln!("bench-hook: this is a debug build; its figures say nothing about a release build");
+    }
+    let effort = Effort { quick: cli.quick, hami: cli.hami.clone() };
+    let wanted = |part: Part| cli.part.is_empty() || cli.part.contains(&part);
+    let mut figures = Vec::new();
+    if wanted(Part::Virtual) {
+        let rows = matrix::run(&effort);
+        println!("{}", matrix::table(&rows));
+        figures.extend(matrix::figures(&rows));
+        if !cli.quick && cli.part.is_empty() {
+            readme::renew(&cli.readme, &matrix::table(&rows))
+                .with_context(|| cli.readme.display().to_string())?;
+        }
+    }
+    let _turn = programs::Turn::take();
+    let runtime = gpufn::load::runtime()?;
+    figures.extend(runtime.block_on(in_real_time(&effort, wanted))?);
+    let figures = Figures { name: "bench-hook", figures, machine: Machine::here("gpufn simulated V100") };
+    let path = figures.write(&cli.out).with_context(|| cli.out.display().to_string())?;
+    println!("\n{}\n{}", figures.table(), path.display());
+    Ok(figures.all_ok())
+}
+
+async fn in_real_time(effort: &Effort, wanted: impl Fn(Part) -> bool) -> Result<Vec<Figure>> {
+    let programs = Programs::find(Some(&programs::folder()))?;
+    let mut figures = Vec::new();
+    if wanted(Part::Real) {
+        figures.extend(real::run(&programs, effort).await?);
+    }
+    if wanted(Part::Anchors) {
+        figures.extend(anchors::run(&programs, effort).await?);
+    }
+    if wanted(Part::Cases) {
+        figures.push(inference::run(&programs, effort).await?);
+        figures.extend(conservation::run(&programs, effort).await?);
+        figures.extend(change::run(&programs, effort).await?);
+    }
+    if wanted(Part::Cost) {
+        figures.extend(cost::run(&programs, effort).await?);
+    }
+    Ok(figures)
+}
+
+/// Gpufn itself, whose hidden command is the probe.
+pub(crate) fn probe() -> PathBuf {
+    programs::built("gpufn")
+}

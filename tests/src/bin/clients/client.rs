@@ -1,0 +1,122 @@
+//! Which clients there are, what each is made of, and how it is started.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use tests::programs;
+
+use crate::install::{Cache, Environment};
+
+/// A real CUDA program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Client {
+    /// Rust on the driver, kernels by NVRTC.
+    Cudarc,
+    /// NVIDIA's Python bindings, kernels by NVRTC.
+    CudaPython,
+    /// Python compiled to kernels.
+    NumbaCuda,
+    /// A framework on the driver alone.
+    Tinygrad,
+    /// C on NVIDIA's runtime 10.2: streams, events, graphs.
+    #[value(name = "cudart-10.2")]
+    Cudart,
+    /// `PyTorch` 1.12.1 with CUDA 10.2: cuBLAS, cuDNN.
+    #[value(name = "pytorch-1.12.1")]
+    Pytorch,
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.to_possible_value();
+        f.write_str(name.as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
+/// Where the clients' sources lie.
+pub(crate) fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
+}
+
+impl Client {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Cudarc, Self::CudaPython, Self::NumbaCuda, Self::Tinygrad, Self::Cudart, Self::Pytorch];
+
+    /// Where what it is made of is installed.
+    pub(crate) fn environment(self) -> Environment {
+        match self {
+            Self::Cudarc | Self::CudaPython | Self::NumbaCuda | Self::Tinygrad => Environment::Python,
+            Self::Cudart | Self::Pytorch => Environment::Pytorch,
+        }
+    }
+
+    /// Whether its kernels are text that the simulated GPU can compute. Others are machine code, which takes time only.
+    pub(crate) fn computes(self) -> bool {
+        self != Self::Pytorch
+    }
+
+    /// Folders of libraries that it needs beside the driver.
+    pub(crate) fn libraries(self, cache: &Cache) -> Vec<PathBuf> {
+        let nvrtc = || cache.packages(Environment::Python).map(|path| path.join("nvidia/cuda_nvrtc/lib"));
+        match self {
+            Self::Cudarc | Self::Tinygrad => nvrtc().into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The command that starts it, but for the environment of its binding; `scratch` is for what it writes.
+    pub(crate) fn command(self, cache: &Cache, scratch: &Path) -> Result<Command> {
+        let python = |script: &str| {
+            let mut command = Command::new(cache.python(self.environment()));
+            command.arg(sources().join(script));
+            command
+        };
+        let mut command = match self {
+            Self::Cudarc => Command::new(programs::built("cudarc-client")),
+            Self::CudaPython => python("cuda_python_client.py"),
+            Self::NumbaCuda => python("numba_client.py"),
+            Self::Tinygrad => python("tinygrad_client.py"),
+            Self::Pytorch => python("pytorch_client.py"),
+            Self::Cudart => {
+                let mut command = Command::new(compile(scratch)?);
+                command.arg(runtime(cache)?);
+                command
+            }
+        };
+        command
+            .env("DEV", "CUDA")
+            .env("XDG_CACHE_HOME", scratch)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("RUST_BACKTRACE", "0");
+        for variable in ["PYTHONPATH", "PYTHONHOME", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH"] {
+            command.env_remove(variable);
+        }
+        Ok(command)
+    }
+}
+
+/// Compiles the C client with the machine's C compiler.
+fn compile(folder: &Path) -> Result<PathBuf> {
+    let (source, program) = (sources().join("cudart.c"), folder.join("cudart"));
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let mut command = Command::new(&compiler);
+    command.args(["-O1", "-Wall", "-o"]).arg(&program).arg(source).args(["-ldl", "-lpthread"]);
+    let status = command.status().with_context(|| format!("the C compiler {}", compiler.display()))?;
+    ensure!(status.success(), "the C compiler ended with {status}");
+    Ok(program)
+}
+
+/// NVIDIA's runtime 10.2, which comes with `PyTorch`.
+fn runtime(cache: &Cache) -> Result<PathBuf> {
+    let folder = cache.packages(Environment::Pytorch).context("PyTorch is not installed")?.join("torch/lib");
+    let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    let is_runtime = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libcudart") && name.ends_with(".so.10.2")
+    };
+    let found = entries.flatten().map(|entry| entry.path()).find(is_runtime);
+    found.with_context(|| format!("{} has no libcudart…so.10.2", folder.display()))
+}

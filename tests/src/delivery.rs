@@ -1,0 +1,118 @@
+//! What part of a GPU's time clients got, as the simulated GPU itself counts it, against what they must get.
+//!
+//! While other programs have the processors, agent, GPU and clients lose GPU time. The part of the processors that others
+//! had is taken off what clients must get, up to a bound. What they may get at most stays.
+
+use std::time::Duration;
+
+use crate::node::{Node, Stats};
+use crate::process::Process;
+use crate::processors::Sample;
+use crate::wait::until;
+
+/// Time until queues of the start are settled.
+pub const SETTLE: Duration = Duration::from_secs(1);
+/// Longest time until debts of the start are: what was first measured on a busy machine may be much too long.
+const REPAID: Duration = Duration::from_secs(20);
+/// Who has run for so long since owes nothing any more, ns.
+const RUN: u64 = 10_000_000;
+/// Largest part of what they must get that a busy machine excuses.
+const MOST_EXCUSED: f64 = 0.7;
+
+/// The processes of a container and what they together must get of the time, percent.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Their numbers.
+    pub pids: Vec<u32>,
+    /// Less is wrong, unless the machine is busy.
+    pub at_least: f64,
+    /// More is wrong.
+    pub at_most: f64,
+}
+
+impl Claim {
+    /// Between two parts of the time.
+    pub fn between<'a>(clients: impl IntoIterator<Item = &'a Process>, at_least: f64, at_most: f64) -> Self {
+        Self { pids: clients.into_iter().map(Process::pid).collect(), at_least, at_most }
+    }
+
+    /// `percent`, give or take `tolerance`.
+    pub fn exactly<'a>(clients: impl IntoIterator<Item = &'a Process>, percent: f64, tolerance: f64) -> Self {
+        Self::between(clients, percent - tolerance, percent + tolerance)
+    }
+}
+
+/// A stretch of time and what was delivered in it.
+#[derive(Debug)]
+pub struct Stretch {
+    start: Stats,
+    end: Stats,
+    /// Part of the processors that others had.
+    pub others: f64,
+}
+
+impl Stretch {
+    /// Watches for `span`.
+    pub async fn watch(node: &Node, own: &[u32], span: Duration) -> Self {
+        Self::during(node, own, tokio::time::sleep(span)).await
+    }
+
+    /// Watches while `action` lasts.
+    pub async fn during(node: &Node, own: &[u32], action: impl Future<Output = ()>) -> Self {
+        let processors = || node.processors(own.iter().copied());
+        let (start, before): (_, Sample) = (node.stats(), processors());
+        action.await;
+        let (end, others) = (node.stats(), processors().others_since(&before));
+        Self { start, end, others }
+    }
+
+    /// Part of the time that processes got together, percent.
+    pub fn percent(&self, pids: &[u32]) -> f64 {
+        100.0 * pids.iter().map(|&pid| self.end.part_since(&self.start, pid)).sum::<f64>()
+    }
+
+    /// Part of the time in which any kernel ran on GPU 0, percent.
+    #[allow(clippy::cast_precision_loss)] // Differences of seconds, in nanoseconds.
+    pub fn busy_percent(&self) -> f64 {
+        let busy = self.end.gpus[0].busy_ns - self.start.gpus[0].busy_ns;
+        100.0 * busy as f64 / (self.end.now_ns - self.start.now_ns) as f64
+    }
+
+    /// What of that which clients must get is due on a machine as busy as this one was.
+    pub fn due(&self) -> f64 {
+        1.0 - self.others.min(MOST_EXCUSED)
+    }
+
+    /// Prints what was delivered, and checks that all got what they must.
+    pub fn check(&self, what: &str, claims: &[Claim]) {
+        let got: Vec<_> = claims.iter().map(|claim| self.percent(&claim.pids)).collect();
+        println!(
+            "{what}: {got:.2?} % of the time; others had {:.1} % of the processors",
+            100.0 * self.others
+        );
+        for (claim, got) in claims.iter().zip(got) {
+            let Claim { at_least, at_most, .. } = claim;
+            assert!(got <= *at_most, "{what}: {got:.2} % where {at_most:.2} % are allowed");
+            let at_least = at_least * self.due();
+            assert!(got >= at_least, "{what}: {got:.2} % where {at_least:.2} % are due");
+        }
+    }
+}
+
+/// Waits until queues and debts of the start of `pids` are settled.
+pub async fn settle(node: &Node, pids: &[u32]) {
+    tokio::time::sleep(SETTLE).await;
+    let start = node.stats();
+    until("all to run", REPAID, async || {
+        let now = node.stats();
+        pids.iter().all(|&pid| now.busy_ns(pid) >= start.busy_ns(pid) + RUN).then_some(())
+    })
+    .await;
+}
+
+/// Lets things settle, watches for `span`, and checks that all get what they must.
+pub async fn get_their_time(what: &str, node: &Node, span: Duration, claims: &[Claim]) {
+    let own: Vec<_> = claims.iter().flat_map(|claim| claim.pids.iter().copied()).collect();
+    settle(node, &own).await;
+    Stretch::watch(node, &own, span).await.check(what, claims);
+}
