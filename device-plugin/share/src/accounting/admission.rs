@@ -6,8 +6,8 @@ use crate::page::Slot;
 use crate::units::{Nanos, Quota};
 
 /// Most GPU time, as estimated, that is queued before another launch passes, so that a revoked right is given back soon.
-/// Kernels of 2 ms must not wait for each other's ends.
-pub const WINDOW: Nanos = Nanos::from_micros(2_500);
+/// Kernels of up to 4 ms must not wait for each other's ends.
+pub const WINDOW: Nanos = Nanos::from_micros(4_500);
 /// The same where the binding has all of the time and nobody waits for it.
 pub const WINDOW_ALONE: Nanos = Nanos::from_millis(10);
 /// Longest estimate that is kept.
