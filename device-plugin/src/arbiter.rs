@@ -62,7 +62,7 @@ impl Default for Rules {
             longest_grace: Nanos::from_secs(10),
             // Handing the right over costs some 0.1 ms: 0.1 % of this.
             longest_hold: Nanos::from_millis(100),
-            idle_allowance: Quota::saturating_from_fraction(0.15),
+            idle_allowance: Quota::saturating_from_fraction(0.1),
             turn: Nanos::from_micros(300),
         }
     }

@@ -296,8 +296,8 @@ fn a_client_that_takes_turns_without_end_and_uses_none_pays_for_them() {
             turns += 1;
         }
     }
-    // A fifth of the time, and the 15 % that are free, in turns of 0.3 ms.
-    assert!(turns <= 2_450, "{turns} turns in 2 s");
+    // A fifth of the time, and the tenth that is free, in turns of 0.3 ms.
+    assert!(turns <= 2_100, "{turns} turns in 2 s");
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn a_client_that_holds_the_right_between_its_kernels_takes_no_guarantee_from_oth
     );
     row.run_until(MS);
     let got = row.run_and_measure(Nanos::from_secs(10));
-    assert!(got[1] >= 54.0, "{got:?}");
+    assert!(got[1] >= 59.0, "{got:?}");
     // Alone, or where nobody else can run, its pauses cost nothing.
     let mut row = Row::new().client(terms(30, 30), Nanos::from_micros(50), FOREVER).pausing(pause).client(
         terms(70, 70),
