@@ -18,9 +18,8 @@ build: ## build all programs and libraries for running (release)
 demo: build ## one simulated GPU for four functions against a GPU for each; report in target/demo (FULL=1: unshortened)
 	$(PROFILE_DIR)/gpufn demo $(if $(FULL),--full) $(if $(DATA),--data $(DATA))
 
-bench: ## what sharing costs, measured with the real programs: latencies, quotas, the hook (QUICK=1: shorter)
+bench: ## what sharing costs, measured with the real programs: latencies, waking, quotas (QUICK=1: shorter)
 	$(CARGO) build --release --locked --workspace
-	$(CARGO) test --release --locked --package cuda-hook --lib --no-run
 	$(PROFILE_DIR)/bench $(if $(QUICK),--quick)
 
 bench-watchdog: ## fwatchdog beside nginx, haproxy and an of-watchdog (PEER=its path) in one run; needs wrk and nginx

@@ -56,7 +56,7 @@ impl Default for Rules {
         Self {
             window: WINDOW,
             quantum: Nanos::from_millis(5),
-            borrowed_quantum: Nanos::from_millis(5),
+            borrowed_quantum: Nanos::from_millis(10),
             sibling_quantum: Nanos::from_millis(20),
             grace: Nanos::from_secs(1),
             longest_grace: Nanos::from_secs(10),
@@ -267,17 +267,13 @@ impl Arbiter {
     }
 
     fn want(&mut self, id: &BindingId, process: ProcessId, now: Nanos) {
-        let holds = self.hold.as_ref().is_some_and(|hold| hold.binding == *id);
-        if holds && self.holds(process) && self.hold.as_ref().is_none_or(|hold| hold.revoked.is_none()) {
-            return;
-        }
         let Some(member) = self.members.get_mut(id) else { return };
-        if !holds && member.wanting.is_empty() {
-            member.begin_wait(self.row_borrowed, now);
+        match self.hold.as_ref().filter(|hold| hold.binding == *id) {
+            Some(hold) if hold.process == process && hold.revoked.is_none() => return,
+            None if member.wanting.is_empty() => member.begin_wait(self.row_borrowed, now),
+            _ => {}
         }
-        if !member.wanting.contains(&process) {
-            member.wanting.push_back(process);
-        }
+        member.queue(process);
     }
 
     fn yielded(&mut self, id: &BindingId, process: ProcessId, used: Nanos, more: bool, now: Nanos) {
@@ -287,12 +283,9 @@ impl Arbiter {
             }
             return;
         }
-        if more
-            && let Some(member) = self.members.get_mut(id)
-            && !member.wanting.contains(&process)
-        {
+        if more && let Some(member) = self.members.get_mut(id) {
             // It waits before the hold ends, and is a candidate for the next one.
-            member.wanting.push_back(process);
+            member.queue(process);
         }
         self.give_back(id, process, Some(used), now);
     }
@@ -327,7 +320,8 @@ impl Arbiter {
         let length = now.since(hold.began);
         let contended = hold.contended.map_or(Nanos::ZERO, |since| now.since(since).max(self.rules.turn));
         let reported = used.map_or(length, |used| used.min(length));
-        let charged = reported + member.idled_too_long(contended.since(reported), now);
+        let disputed = contended.since(reported);
+        let charged = reported + member.idled_too_long(disputed, now);
         // Earlier stages were charged as they ended, as if it had always been busy.
         let in_stage = charged.since(hold.stage_began.since(hold.began));
         let overrun = hold.revoked.map_or(Nanos::ZERO, |revoked| now.since(revoked));
@@ -336,6 +330,10 @@ impl Arbiter {
             if hold.tier == Tier::Borrowed { now.since(disturbed_at).min(in_stage) } else { Nanos::ZERO };
         member.settle(hold.tier, in_stage - own);
         member.settle(Tier::Guaranteed, own);
+        if hold.tier == Tier::Guaranteed {
+            let idle_in_stage = now.since(hold.stage_began).since(in_stage);
+            member.idled_alone(idle_in_stage.since(disputed), now);
+        }
         member.cap.charge(charged);
         member.cap.close(now);
         self.tally.overrun += overrun;
@@ -457,10 +455,10 @@ impl Arbiter {
         member.settle(hold.tier, now.since(hold.stage_began));
         match choice.tier {
             Tier::Guaranteed => member.wait_on(now),
-            Tier::Borrowed => member.end_wait(now),
-        }
-        if choice.tier == Tier::Borrowed {
-            self.row_borrowed = self.row_borrowed.max(member.borrowed);
+            Tier::Borrowed => {
+                member.end_wait(now);
+                self.row_borrowed = self.row_borrowed.max(member.borrowed);
+            }
         }
         hold.tier = choice.tier;
         hold.stage_began = now;

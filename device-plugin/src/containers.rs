@@ -10,7 +10,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -22,9 +21,10 @@ use rustix::net::sockopt::socket_peercred;
 use crate::arbiter::ProcessId;
 use crate::owner::{Message, Peer};
 use crate::precedence;
+use gate::{Gate, Pass};
 
-/// Most connections at a time.
-const MAX_CONNECTIONS: usize = 4096;
+mod gate;
+
 /// Pause after a connection that could not be accepted.
 const EXHAUSTED: Duration = Duration::from_millis(10);
 /// Who has not attached so long after connecting, or after its last word, is cut off.
@@ -60,9 +60,8 @@ impl Drop for Containers {
 }
 
 fn accept_all(listener: &UnixListener, owner: &mpsc::SyncSender<Message>) {
-    let next = AtomicU64::new(0);
-    let open = Arc::new(AtomicUsize::new(0));
-    loop {
+    let gate = Gate::default();
+    for number in 0.. {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
             // Out of files: the next connection may find one.
@@ -73,26 +72,35 @@ fn accept_all(listener: &UnixListener, owner: &mpsc::SyncSender<Message>) {
             }
             Err(_) => return,
         };
-        let process = ProcessId(next.fetch_add(1, Ordering::Relaxed));
-        let guard = Open::new(&open);
-        if open.load(Ordering::Relaxed) > MAX_CONNECTIONS {
-            let error = format!("connections are {MAX_CONNECTIONS}, allowed are {MAX_CONNECTIONS}");
-            let _ = send(&stream, &ToContainer::Refused { error }, None);
-            continue;
-        }
-        let owner = owner.clone();
-        let spawned = thread::Builder::new().name(format!("container-{}", process.0)).spawn(move || {
-            let _guard = guard;
-            precedence::take();
-            if let Err(error) = serve(&stream, process, &owner) {
-                tracing::debug!(process = process.0, %error, "connection ended");
+        // Seen from the agent's PID namespace, so the agent runs in the node's.
+        let peer = socket_peercred(&stream).ok();
+        let pid = peer.and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok());
+        match gate.enter(pid) {
+            Ok(pass) => begin(stream, ProcessId(number), pid, pass, owner.clone()),
+            Err(error) => {
+                let _ = send(&stream, &ToContainer::Refused { error }, None);
             }
-            // An owner that is gone has forgotten the process anyway.
-            let _ = owner.send(Message::Gone(process));
-        });
-        if let Err(error) = spawned {
-            tracing::warn!(%error, "connection not served");
         }
+    }
+}
+
+/// Serves a connection in a thread of its own.
+fn begin(
+    stream: UnixStream,
+    process: ProcessId,
+    pid: Option<u32>,
+    mut pass: Pass,
+    owner: mpsc::SyncSender<Message>,
+) {
+    let spawned = thread::Builder::new().name(format!("container-{}", process.0)).spawn(move || {
+        if let Err(error) = serve(&stream, process, pid, &mut pass, &owner) {
+            tracing::debug!(process = process.0, %error, "connection ended");
+        }
+        // An owner that is gone has forgotten the process anyway.
+        let _ = owner.send(Message::Gone(process));
+    });
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "connection not served");
     }
 }
 
@@ -103,28 +111,15 @@ fn is_exhaustion(code: i32) -> bool {
         .any(|errno| errno.raw_os_error() == code)
 }
 
-/// Counts open connections.
-struct Open(Arc<AtomicUsize>);
-
-impl Open {
-    fn new(open: &Arc<AtomicUsize>) -> Self {
-        open.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(open))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Reads lines until the connection ends or one is refused.
-fn serve(stream: &UnixStream, process: ProcessId, owner: &mpsc::SyncSender<Message>) -> io::Result<()> {
+fn serve(
+    stream: &UnixStream,
+    process: ProcessId,
+    pid: Option<u32>,
+    pass: &mut Pass,
+    owner: &mpsc::SyncSender<Message>,
+) -> io::Result<()> {
     stream.set_read_timeout(Some(FIRST_LINE))?;
-    // Seen from the agent's PID namespace, so the agent runs in the node's.
-    let pid =
-        socket_peercred(stream).ok().and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok());
     let (answers, answered) = mpsc::channel();
     let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
     let peer = Peer { stream: stream.try_clone()?, answers, pid };
@@ -152,6 +147,9 @@ fn serve(stream: &UnixStream, process: ProcessId, owner: &mpsc::SyncSender<Messa
                 ToContainer::Refused { .. } => return Ok(()),
                 ToContainer::Attached { .. } => {
                     attached = true;
+                    pass.attach();
+                    // Its turns wait for this thread from now on; a stranger's lines can wait themselves.
+                    precedence::take();
                     // From here on it may be silent for as long as it lives; a slot of its binding is what it takes.
                     stream.set_read_timeout(None)?;
                 }

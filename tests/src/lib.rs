@@ -6,6 +6,7 @@
 // A harness reports by panicking: its caller is always a test or a measurement.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+pub mod command;
 pub mod control;
 pub mod delivery;
 pub mod function;

@@ -78,6 +78,12 @@ impl QuotaServer {
         saturating_nanos(self.credit / SCALE)
     }
 
+    /// The credit at `now` beyond what one window supplies; there is some only while work runs.
+    pub fn surplus(&mut self, now: Nanos) -> Nanos {
+        self.refill(now);
+        saturating_nanos((self.credit - self.supply()) / SCALE)
+    }
+
     /// Work begins at `now`: from here on credit is not clamped, or a long kernel would lose what flows in under it.
     pub fn begin(&mut self, now: Nanos) {
         self.refill(now);

@@ -31,6 +31,13 @@ impl Account {
         self.spent += used;
     }
 
+    /// For `idle` before `now` nothing was used, although it might have been: of what flowed in then, no more than one
+    /// window's supply is kept.
+    pub(super) fn left_idle(&mut self, idle: Nanos, now: Nanos) {
+        let inflow = Nanos::from_secs_f64(idle.secs_f64() * self.quota().fraction());
+        self.spent += self.server.surplus(now).since(self.spent).min(inflow);
+    }
+
     /// Settles what was used; from `now` on idle time is not saved up. Closing twice is closing once.
     pub(super) fn close(&mut self, now: Nanos) {
         let spent = core::mem::take(&mut self.spent);

@@ -109,6 +109,13 @@ impl Member {
         self.idle_since = Some(now);
     }
 
+    /// A process has work: its turn comes after those that wait already.
+    pub(super) fn queue(&mut self, process: ProcessId) {
+        if !self.wanting.contains(&process) {
+            self.wanting.push_back(process);
+        }
+    }
+
     /// A process has no work any more; whether it had.
     pub(super) fn stop_waiting(&mut self, process: ProcessId) -> bool {
         let place = self.wanting.iter().position(|waiting| *waiting == process);
@@ -155,6 +162,12 @@ impl Member {
         let free = self.idle.credit(now).min(idle);
         self.idle.end(free, now);
         idle.since(free)
+    }
+
+    /// It held the right on guaranteed time for `idle` without using it, while nobody else could run: that is not saved
+    /// up.
+    pub(super) fn idled_alone(&mut self, idle: Nanos, now: Nanos) {
+        self.guaranteed.left_idle(idle, now);
     }
 
     /// Whether it has work that may run at `now`.

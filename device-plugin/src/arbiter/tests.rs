@@ -322,6 +322,21 @@ fn a_client_that_holds_the_right_between_its_kernels_takes_no_guarantee_from_oth
 }
 
 #[test]
+fn time_held_and_left_idle_is_not_saved_up() {
+    // It is given the right as soon as it starts, and has nothing to run for a second.
+    let (load, kernel) = (Nanos::from_millis(600), MS);
+    let mut row = Row::new().client(terms(60, 60), kernel, FOREVER);
+    row.clients[0].running = Some(load);
+    let got = row.run_and_measure(load + Nanos::from_millis(100));
+    let bound = 60.0 + 6.0 + 4.0;
+    assert!(7.0 * got[0] <= bound, "{:.1} ms of the 100 ms after it", 7.0 * got[0]);
+    // What it earned while another's kernel ran is its own.
+    let mut row = Row::new().client(terms(10, 10), Nanos::from_millis(100), 1).client(terms(60, 60), MS, FOREVER);
+    let got = row.run_and_measure(Nanos::from_secs(1));
+    assert_near(got[1], 60.0, 1.0);
+}
+
+#[test]
 fn a_client_that_never_yields_but_wants_again_keeps_to_its_quota() {
     let mut row = Row::new().client(terms(10, 100), MS, 0).client(terms(50, 100), MS, FOREVER);
     let stubborn = ProcessId(0);

@@ -8,6 +8,9 @@ mod agent;
 #[path = "clients/node.rs"]
 #[allow(dead_code)] // Other tests need what these do not.
 mod node;
+#[path = "clients/program.rs"]
+#[allow(dead_code)] // Other tests need what these do not.
+mod program;
 #[path = "resources/roles.rs"]
 mod roles;
 

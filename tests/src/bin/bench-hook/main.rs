@@ -22,10 +22,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use gpufn::audit::stand::Programs;
 use gpufn::figures::{Figure, Figures, Machine};
-use tests::programs;
-
-/// Exit code for bad usage (`EX_USAGE` of sysexits.h).
-const USAGE: u8 = 64;
+use tests::{command, programs};
 
 /// Measure how exactly shares of GPU time are delivered; build the workspace in release first, or call `make bench-hook`.
 #[derive(Debug, Parser)]
@@ -78,29 +75,12 @@ impl Effort {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are answers, not mistakes; either way the text is clap's.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
-        }
-    };
-    match run(&cli) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("bench-hook: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    command::run(run)
 }
 
 /// Whether all bars are kept.
 fn run(cli: &Cli) -> Result<bool> {
-    if cfg!(debug_assertions) {
-        eprintln!("bench-hook: this is a debug build; its figures say nothing about a release build");
-    }
+    command::warn_of_debug_build();
     let effort = Effort { quick: cli.quick, hami: cli.hami.clone() };
     let wanted = |part: Part| cli.part.is_empty() || cli.part.contains(&part);
     let mut figures = Vec::new();
@@ -117,9 +97,7 @@ fn run(cli: &Cli) -> Result<bool> {
     let runtime = gpufn::load::runtime()?;
     figures.extend(runtime.block_on(in_real_time(&effort, wanted))?);
     let figures = Figures { name: "bench-hook", figures, machine: Machine::here("gpufn simulated V100") };
-    let path = figures.write(&cli.out).with_context(|| cli.out.display().to_string())?;
-    println!("\n{}\n{}", figures.table(), path.display());
-    Ok(figures.all_ok())
+    command::record(&figures, &cli.out)
 }
 
 async fn in_real_time(effort: &Effort, wanted: impl Fn(Part) -> bool) -> Result<Vec<Figure>> {

@@ -11,12 +11,10 @@ mod wrk;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 use gpufn::figures::{Figures, Machine};
-
-/// Exit code for bad usage (`EX_USAGE` of sysexits.h).
-const USAGE: u8 = 64;
+use tests::command;
 
 /// Programs that are measured with or against.
 const NEEDED: [&str; 2] = ["wrk", "nginx"];
@@ -43,22 +41,7 @@ pub(crate) struct Cli {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are answers, not mistakes; either way the text is clap's.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
-        }
-    };
-    match run(&cli) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("bench-watchdog: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    command::run(run)
 }
 
 /// Whether all bars are kept.
@@ -71,9 +54,7 @@ fn run(cli: &Cli) -> Result<bool> {
     let mut figures = memory::figures(cli)?;
     figures.extend(throughput::figures(cli)?);
     let figures = Figures { name: "bench-watchdog", figures, machine: Machine::here("") };
-    let path = figures.write(&cli.out).with_context(|| cli.out.display().to_string())?;
-    println!("\n{}\n{}", figures.table(), path.display());
-    Ok(figures.all_ok())
+    command::record(&figures, &cli.out)
 }
 
 /// Whether `program` is found, also where only root looks.

@@ -3,7 +3,6 @@
 //! Reads the command line, runs the measurements, and writes and prints their figures. It judges nothing but the bars,
 //! and excuses nothing: a figure that a busy machine spoils is not ok.
 
-mod hook;
 mod latency;
 mod quota;
 mod wake;
@@ -15,11 +14,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use gpufn::figures::{Figures, Machine};
+use tests::command;
 use tests::load::median;
 use tests::local::Local;
-
-/// Exit code for bad usage (`EX_USAGE` of sysexits.h).
-const USAGE: u8 = 64;
 
 /// Measure what sharing a GPU costs; build the workspace in release first, or call `make bench`.
 #[derive(Debug, Parser)]
@@ -54,39 +51,19 @@ impl Effort {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are answers, not mistakes; either way the text is clap's.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
-        }
-    };
-    match run(&cli) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    command::run(run)
 }
 
 /// Whether all bars are kept.
 fn run(cli: &Cli) -> Result<bool> {
-    if cfg!(debug_assertions) {
-        eprintln!("bench: this is a debug build; its figures say nothing about a release build");
-    }
+    command::warn_of_debug_build();
     // One thread, so that no other thread of this program takes a processor from what is measured.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let figures = runtime.block_on(measure(Effort::new(cli.quick)))?;
-    let path = figures.write(&cli.out).with_context(|| cli.out.display().to_string())?;
-    println!("\n{}\n{}", figures.table(), path.display());
-    Ok(figures.all_ok())
+    command::record(&figures, &cli.out)
 }
 
 async fn measure(effort: Effort) -> Result<Figures> {
-    let fast_path = hook::fast_path(effort.rounds)?;
     let local = Local::up().start().await;
     let gpu = local.gateway().overview().await.gpus.first().map(|gpu| gpu.name.clone());
     let mut figures = latency::added(&local, effort).await?;
@@ -95,7 +72,6 @@ async fn measure(effort: Effort) -> Result<Figures> {
     figures.push(quota::alone(effort).await?);
     figures.push(quota::contending(effort).await?);
     figures.push(quota::grant_change(effort.rounds).await?);
-    figures.push(fast_path);
     Ok(Figures { name: "bench", figures, machine: Machine::here(gpu.unwrap_or_default()) })
 }
 

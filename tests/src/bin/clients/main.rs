@@ -15,12 +15,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use gpufn::figures::{Figures, Machine};
+use tests::command;
 
 use crate::client::Client;
 use crate::install::Cache;
-
-/// Exit code for bad usage (`EX_USAGE` of sysexits.h).
-const USAGE: u8 = 64;
 
 /// Run real CUDA clients under a share of a simulated GPU; build the workspace first, or call `make test-clients`.
 #[derive(Debug, Parser)]
@@ -41,22 +39,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are answers, not mistakes; either way the text is clap's.
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
-        }
-    };
-    match run(&cli) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("clients: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    command::run(run)
 }
 
 /// Whether all bars are kept.
@@ -81,8 +64,7 @@ fn run(cli: &Cli) -> Result<bool> {
     if cli.clients.is_empty() {
         let figures = outcomes.iter().flat_map(outcome::Outcome::figures).collect();
         let figures = Figures { name: "clients", figures, machine: Machine::here("gpufn simulated V100") };
-        let path = figures.write(&cli.out).with_context(|| cli.out.display().to_string())?;
-        println!("{}\n{}", figures.table(), path.display());
+        command::record(&figures, &cli.out)?;
     }
     let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.ok()).collect();
     for outcome in &failed {

@@ -10,23 +10,7 @@ use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKernelArg, result};
 
 use crate::node::ROLE;
-
-/// A kernel that the simulated GPU runs for as many microseconds as it is told.
-const SPIN: &str = "
-.version 7.0
-.target sm_70
-.address_size 64
-.visible .entry spin_us(.param .u32 spin_us_param_0)
-{
-    ret;
-}
-";
-
-const ONE: LaunchConfig = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
-
-fn say(text: &str) {
-    println!("@{text}");
-}
+use crate::program::{Program, say};
 
 /// Plays the role that the environment names. Alone it does nothing.
 #[test]
@@ -55,23 +39,6 @@ fn client() {
 fn wait_for_the_end() {
     let mut rest = Vec::new();
     std::io::stdin().read_to_end(&mut rest).unwrap();
-}
-
-struct Program {
-    context: Arc<CudaContext>,
-    spin: CudaFunction,
-}
-
-impl Program {
-    fn start() -> Self {
-        let context = CudaContext::new(0).unwrap();
-        let module = context.load_module(SPIN.into()).unwrap();
-        Self { spin: module.load_function("spin_us").unwrap(), context }
-    }
-
-    fn spin(&self, stream: &CudaStream, micros: u32) {
-        unsafe { stream.launch_builder(&self.spin).arg(&micros).launch(ONE) }.unwrap();
-    }
 }
 
 fn init() {

@@ -11,23 +11,9 @@ use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKernelArg, result};
 
 use crate::node::ROLE;
+use crate::program::{Program, SPIN, say};
 
 const MIB: usize = 1 << 20;
-/// A kernel that the simulated GPU runs for as many microseconds as it is told.
-const SPIN: &str = "
-.version 7.0
-.target sm_70
-.address_size 64
-.visible .entry spin_us(.param .u32 spin_us_param_0)
-{
-    ret;
-}
-";
-
-fn say(text: &str) {
-    println!("@{text}");
-}
-
 /// What the test says, or nothing once it has closed our input.
 fn hear() -> String {
     let mut line = String::new();
@@ -242,28 +228,6 @@ fn graph_memory() {
     say(&format!("too large a graph {}", launch(third)));
     assert_eq!(code(unsafe { sys::cuDeviceGraphMemTrim(0) }), 0);
     say(&format!("after the trim {}", free_mib()));
-}
-
-struct Program {
-    context: Arc<CudaContext>,
-    spin: CudaFunction,
-}
-
-impl Program {
-    fn start() -> Self {
-        let context = CudaContext::new(0).unwrap();
-        let module = context.load_module(SPIN.into()).unwrap();
-        Self { spin: module.load_function("spin_us").unwrap(), context }
-    }
-
-    fn spin(&self, stream: &CudaStream, micros: u32) {
-        self.spin_wide(stream, micros, 1);
-    }
-
-    fn spin_wide(&self, stream: &CudaStream, micros: u32, blocks: u32) {
-        let config = LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
-        unsafe { stream.launch_builder(&self.spin).arg(&micros).launch(config) }.unwrap();
-    }
 }
 
 fn created() -> sys::CUcontext {
