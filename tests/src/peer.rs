@@ -104,7 +104,7 @@ impl Peer {
             if start.elapsed() > patience {
                 return None;
             }
-            std::thread::park_timeout(Duration::from_micros(200));
+            std::thread::park_timeout(Duration::from_micros(20));
         }
     }
 
