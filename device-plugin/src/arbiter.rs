@@ -56,7 +56,7 @@ impl Default for Rules {
         Self {
             window: WINDOW,
             quantum: Nanos::from_millis(5),
-            borrowed_quantum: Nanos::from_millis(10),
+            borrowed_quantum: Nanos::from_millis(5),
             sibling_quantum: Nanos::from_millis(20),
             grace: Nanos::from_secs(1),
             longest_grace: Nanos::from_secs(10),
