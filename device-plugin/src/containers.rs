@@ -1,29 +1,30 @@
-//! The containers' socket: JSON lines, one thread for each connection.
+//! The containers' socket: JSON lines. Who has attached is the owner's; who has not is served here, in a thread of its own.
 //!
-//! Owns reading, bounding and answering lines. What a line means is the owner's business; nothing that a container
-//! sends or leaves unread makes the owner wait.
+//! Owns reading, bounding and sending lines. What a line means is the owner's business; nothing that a container sends
+//! or leaves unread makes the owner wait.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gpu_share::page::handover;
-use gpu_share::protocol::{FromContainer, MAX_LINE, ToContainer};
+use gpu_share::protocol::{FromContainer, ToContainer};
 use rustix::net::sockopt::socket_peercred;
 
-use crate::arbiter::ProcessId;
-use crate::owner::{Message, Peer};
-use crate::precedence;
+use crate::owner::Message;
+use crate::reactor::Sender;
 use gate::{Gate, Pass};
+use lines::Lines;
 
 mod gate;
+mod lines;
 
 /// Pause after a connection that could not be accepted.
 const EXHAUSTED: Duration = Duration::from_millis(10);
@@ -39,7 +40,7 @@ pub(crate) struct Containers {
 
 impl Containers {
     /// Listens at `path`; every user may connect, as containers have users of their own.
-    pub(crate) fn listen(path: &Path, owner: mpsc::SyncSender<Message>) -> io::Result<Self> {
+    pub(crate) fn listen(path: &Path, owner: Sender<Message>) -> io::Result<Self> {
         let listener = Arc::new(UnixListener::bind(path)?);
         fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
         let shared = Arc::clone(&listener);
@@ -59,9 +60,9 @@ impl Drop for Containers {
     }
 }
 
-fn accept_all(listener: &UnixListener, owner: &mpsc::SyncSender<Message>) {
+fn accept_all(listener: &UnixListener, owner: &Sender<Message>) {
     let gate = Gate::default();
-    for number in 0.. {
+    loop {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
             // Out of files: the next connection may find one.
@@ -76,7 +77,7 @@ fn accept_all(listener: &UnixListener, owner: &mpsc::SyncSender<Message>) {
         let peer = socket_peercred(&stream).ok();
         let pid = peer.and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok());
         match gate.enter(pid) {
-            Ok(pass) => begin(stream, ProcessId(number), pid, pass, owner.clone()),
+            Ok(pass) => begin(Connection { stream, pid, lines: Lines::default(), pass }, owner.clone()),
             Err(error) => {
                 let _ = send(&stream, &ToContainer::Refused { error }, None);
             }
@@ -84,20 +85,12 @@ fn accept_all(listener: &UnixListener, owner: &mpsc::SyncSender<Message>) {
     }
 }
 
-/// Serves a connection in a thread of its own.
-fn begin(
-    stream: UnixStream,
-    process: ProcessId,
-    pid: Option<u32>,
-    mut pass: Pass,
-    owner: mpsc::SyncSender<Message>,
-) {
-    let spawned = thread::Builder::new().name(format!("container-{}", process.0)).spawn(move || {
-        if let Err(error) = serve(&stream, process, pid, &mut pass, &owner) {
-            tracing::debug!(process = process.0, %error, "connection ended");
+/// Serves a connection in a thread of its own until it has attached.
+fn begin(connection: Connection, owner: Sender<Message>) {
+    let spawned = thread::Builder::new().name("stranger".into()).spawn(move || {
+        if let Err(error) = serve(connection, &owner) {
+            tracing::debug!(%error, "connection ended");
         }
-        // An owner that is gone has forgotten the process anyway.
-        let _ = owner.send(Message::Gone(process));
     });
     if let Err(error) = spawned {
         tracing::warn!(%error, "connection not served");
@@ -111,79 +104,87 @@ fn is_exhaustion(code: i32) -> bool {
         .any(|errno| errno.raw_os_error() == code)
 }
 
-/// Reads lines until the connection ends or one is refused.
-fn serve(
-    stream: &UnixStream,
-    process: ProcessId,
-    pid: Option<u32>,
-    pass: &mut Pass,
-    owner: &mpsc::SyncSender<Message>,
-) -> io::Result<()> {
-    stream.set_read_timeout(Some(FIRST_LINE))?;
-    let (answers, answered) = mpsc::channel();
-    let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-    let peer = Peer { stream: stream.try_clone()?, answers, pid };
-    owner.send(Message::Connected(process, peer)).map_err(gone)?;
-    let (mut reader, mut attached) = (BufReader::new(stream), false);
-    loop {
-        let line = match read_line(&mut reader)? {
-            Line::End => return Ok(()),
-            Line::Read(line) => parse(&line, attached),
-            Line::TooLong => Err(format!("line is longer than {MAX_LINE} bytes")),
-        };
-        let line = match line {
-            Ok(line) => line,
-            Err(error) => return send(stream, &ToContainer::Refused { error }, None),
-        };
-        let is_answered = matches!(
-            line,
-            FromContainer::Hello { .. } | FromContainer::Attach { .. } | FromContainer::Reserve { .. }
-        );
-        owner.send(Message::Line(process, line, Instant::now())).map_err(gone)?;
-        if is_answered {
-            let answer = answered.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
-            send(stream, &answer.line, answer.page)?;
-            match answer.line {
-                ToContainer::Refused { .. } => return Ok(()),
-                ToContainer::Attached { .. } => {
-                    attached = true;
-                    pass.attach();
-                    // Its turns wait for this thread from now on; a stranger's lines can wait themselves.
-                    precedence::take();
-                    // From here on it may be silent for as long as it lives; a slot of its binding is what it takes.
-                    stream.set_read_timeout(None)?;
-                }
-                _ => {}
-            }
+/// A connection of a process.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: UnixStream,
+    /// The process as the kernel knows it, if it can be seen from here.
+    pub(crate) pid: Option<u32>,
+    lines: Lines,
+    pass: Pass,
+}
+
+impl Connection {
+    /// It has attached: from here on it may be silent for as long as it lives, and nobody waits for it.
+    pub(crate) fn attach(&mut self) -> io::Result<()> {
+        self.pass.attach();
+        self.stream.set_nonblocking(true)
+    }
+
+    /// Reads what is there; whether the connection goes on.
+    pub(crate) fn read(&mut self) -> bool {
+        match self.lines.fill(&self.stream) {
+            Ok(count) => count > 0,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         }
     }
-}
 
-fn parse(line: &[u8], attached: bool) -> Result<FromContainer, String> {
-    let line: FromContainer =
-        serde_json::from_slice(line).map_err(|error| format!("line is not of a known form: {error}"))?;
-    if attached || matches!(line, FromContainer::Hello { .. } | FromContainer::Attach { .. }) {
-        Ok(line)
-    } else {
-        Err("op comes before attach, allowed are hello and attach".into())
+    /// The next line of what was read, or why it is none.
+    pub(crate) fn line(&mut self) -> Option<Result<FromContainer, String>> {
+        self.lines.next()
+    }
+
+    /// Sends an answer; who does not read its answers gets no more.
+    pub(crate) fn answer(&self, answer: &ToContainer, page: Option<OwnedFd>) {
+        if send(&self.stream, answer, page).is_err() {
+            self.end();
+        }
+    }
+
+    /// Ends it; what was sent is read still.
+    pub(crate) fn end(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
-/// What comes next on a connection.
-enum Line {
-    Read(Vec<u8>),
-    TooLong,
-    End,
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
 }
 
-fn read_line(reader: &mut impl BufRead) -> io::Result<Line> {
-    let mut line = Vec::new();
-    let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX) + 1;
-    reader.by_ref().take(limit).read_until(b'\n', &mut line)?;
-    match line.pop() {
-        Some(b'\n') => Ok(Line::Read(line)),
-        Some(_) if line.len() >= MAX_LINE => Ok(Line::TooLong),
-        _ => Ok(Line::End),
+/// Reads lines until the process attaches, its connection ends or one is refused.
+fn serve(mut connection: Connection, owner: &Sender<Message>) -> io::Result<()> {
+    connection.stream.set_read_timeout(Some(FIRST_LINE))?;
+    connection.stream.set_write_timeout(Some(FIRST_LINE))?;
+    let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+    loop {
+        let Some(line) = connection.line() else {
+            if connection.lines.fill(&connection.stream)? == 0 {
+                return Ok(());
+            }
+            continue;
+        };
+        let answer = match line {
+            Ok(FromContainer::Attach { binding, pid, memory }) => {
+                let connection = Box::new(connection);
+                let attach = Message::Attach { connection, binding, pid, memory };
+                return owner.send(attach).map_err(|_| gone());
+            }
+            Ok(FromContainer::Hello { binding }) => {
+                let (reply, answer) = mpsc::channel();
+                owner.send(Message::Hello(binding, reply)).map_err(|_| gone())?;
+                answer.recv().map_err(|_| gone())?
+            }
+            Ok(_) => {
+                ToContainer::Refused { error: "op comes before attach, allowed are hello and attach".into() }
+            }
+            Err(error) => ToContainer::Refused { error },
+        };
+        send(&connection.stream, &answer, None)?;
+        if matches!(answer, ToContainer::Refused { .. }) {
+            return Ok(());
+        }
     }
 }
 

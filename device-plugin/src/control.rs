@@ -7,7 +7,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::mpsc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{self, State};
@@ -25,11 +24,12 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::owner::{ControlError, Message, Observation, Reply};
+use crate::reactor::Sender;
 
 /// Asks the node agent's owner. What the control socket serves, and what a program that embeds the agent calls.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    pub(crate) owner: mpsc::SyncSender<Message>,
+    pub(crate) owner: Sender<Message>,
     pub(crate) events: broadcast::Sender<Event>,
 }
 

@@ -17,8 +17,8 @@
 //! | [`standalone`] | start, restore and stop without Kubernetes |
 //! | [`cli`], [`table`] | the command line |
 //!
-//! One thread owns all state (`owner`); each connection of a container has a thread (`containers`) that only moves
-//! lines. Start reading at [`node`], then [`arbiter`].
+//! One thread owns all state (`owner`) and waits for everything at once (`reactor`); who connects and has not attached
+//! has a thread of its own (`containers`). Start reading at [`node`], then [`arbiter`].
 
 pub mod arbiter;
 pub mod cdi;
@@ -35,6 +35,7 @@ pub mod node;
 mod owner;
 pub mod pages;
 mod precedence;
+mod reactor;
 pub mod standalone;
 pub mod table;
 

@@ -1,15 +1,12 @@
 //! The thread that owns all state: it takes messages, asks [`Node`] and carries out the effects.
 //!
 //! One thread with a deadline, not tasks with timers: a right must turn within microseconds, and timers of async
-//! runtimes are a millisecond coarse. It decides nothing, and waits for nothing but messages and deadlines: checkpoints
-//! are written and answers are sent by other threads.
+//! runtimes are a millisecond coarse. It reads the lines of attached processes itself, since each thread between a line
+//! and its consequence would leave the GPU idle for as long as it takes to wake. It decides nothing, and waits for
+//! nothing but the reactor: checkpoints are written by another thread, and who does not read its answers is cut off.
 
 use std::collections::BTreeMap;
-use std::net::Shutdown;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use gpu_share::binding::{BindingId, GpuId};
@@ -21,12 +18,14 @@ use tokio::sync::{broadcast, oneshot};
 use crate::arbiter::{ProcessId, Tally};
 use crate::checkpoint::{self, Then};
 use crate::clock::{Clock, monotonic};
+use crate::containers::Connection;
 use crate::environment::Environment;
 use crate::metrics::Metrics;
 use crate::mps::keeper::Standing;
 use crate::node::{Effect, Node, Report};
 use crate::pages::Pages;
 use crate::precedence;
+use crate::reactor::{Arrival, Reactor, Sender};
 
 /// How often pages show that the agent lives, and what was counted.
 const BEAT: Nanos = Nanos::from_millis(100);
@@ -60,31 +59,17 @@ pub struct Observation {
     pub tallies: BTreeMap<GpuId, Tally>,
 }
 
-/// A container's connection, as the owner sees it.
-#[derive(Debug)]
-pub(crate) struct Peer {
-    /// To end the connection.
-    pub(crate) stream: UnixStream,
-    /// To the connection's thread.
-    pub(crate) answers: mpsc::Sender<Answer>,
-    /// The process as the kernel knows it, if it can be seen from here.
-    pub(crate) pid: Option<u32>,
-}
-
-/// What a connection's thread sends.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    /// The line.
-    pub(crate) line: ToContainer,
-    /// The page, for a process that is attached.
-    pub(crate) page: Option<OwnedFd>,
-}
-
 #[derive(Debug)]
 pub(crate) enum Message {
-    Connected(ProcessId, Peer),
-    Line(ProcessId, FromContainer, Instant),
-    Gone(ProcessId),
+    /// A process that has not attached asks what it is bound to.
+    Hello(BindingId, mpsc::Sender<ToContainer>),
+    /// A process attaches; its connection is the owner's from here on.
+    Attach {
+        connection: Box<Connection>,
+        binding: BindingId,
+        pid: u32,
+        memory: Bytes,
+    },
     Bind(Bind, Reply<Bound>),
     Release(BindingId, Reply<()>),
     SetGrant(BindingId, Quota, Reply<Granted>),
@@ -105,15 +90,17 @@ pub(crate) struct Owner {
     pub(crate) checkpoint: checkpoint::Writer,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) peers: BTreeMap<ProcessId, Peer>,
+    /// Of processes that are attached.
+    pub(crate) connections: BTreeMap<ProcessId, Connection>,
+    pub(crate) next_process: u64,
+    pub(crate) reactor: Reactor<Message>,
     /// For messages to itself.
-    pub(crate) inbox: mpsc::SyncSender<Message>,
+    pub(crate) inbox: Sender<Message>,
 }
 
 impl Owner {
-    /// Runs until [`Message::Stop`], or until nobody can send a message any more.
-    #[allow(clippy::needless_pass_by_value)] // The queue ends before the checkpoint's thread is waited for, which may send.
-    pub(crate) fn run(mut self, messages: mpsc::Receiver<Message>) {
+    /// Runs until [`Message::Stop`].
+    pub(crate) fn run(mut self) {
         precedence::take();
         let mut next_beat = self.clock.now();
         loop {
@@ -123,34 +110,41 @@ impl Owner {
                 next_beat = now + BEAT;
             }
             let deadline = self.node.deadline(now).unwrap_or(next_beat).min(next_beat);
-            match messages.recv_timeout(deadline.since(now).into()) {
-                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Ok(message) => self.handle(message),
-                Err(RecvTimeoutError::Timeout) => {}
+            let arrivals = match self.reactor.wait(deadline.since(now)) {
+                Ok(arrivals) => arrivals,
+                Err(error) => {
+                    tracing::error!(%error, "the agent can't wait for anything any more");
+                    return;
+                }
+            };
+            for arrival in arrivals {
+                match arrival {
+                    Arrival::Bytes(process) => self.hear(ProcessId(process)),
+                    Arrival::Mail => {
+                        for message in self.reactor.mail() {
+                            if matches!(message, Message::Stop) {
+                                return;
+                            }
+                            self.handle(message);
+                        }
+                    }
+                }
             }
             // Also after a message, or a flood of them would stop the clock.
             let now = self.clock.now();
             let effects = self.node.tick(now);
             self.carry_out(effects);
         }
-        for peer in self.peers.values() {
-            let _ = peer.stream.shutdown(Shutdown::Both);
-        }
     }
 
     fn handle(&mut self, message: Message) {
         match message {
-            Message::Connected(process, peer) => {
-                self.peers.insert(process, peer);
+            Message::Hello(id, reply) => {
+                // Who has gone meanwhile needs no answer.
+                let _ = reply.send(self.welcome(&id));
             }
-            Message::Line(process, line, received) => {
-                self.line(process, line);
-                self.metrics.decision.observe(received.elapsed().as_secs_f64());
-            }
-            Message::Gone(process) => {
-                let effects = self.node.gone(process, self.clock.now());
-                self.carry_out(effects);
-                self.peers.remove(&process);
+            Message::Attach { connection, binding, pid, memory } => {
+                self.attach(*connection, &binding, pid, memory);
             }
             Message::Bind(bind, reply) => self.bind(bind, reply),
             Message::Release(id, reply) => self.release(&id, reply),
@@ -175,7 +169,28 @@ impl Owner {
         }
     }
 
-    fn line(&mut self, process: ProcessId, line: FromContainer) {
+    /// Reads what a process says, and does it.
+    fn hear(&mut self, process: ProcessId) {
+        let Some(connection) = self.connections.get_mut(&process) else { return };
+        if !connection.read() || !self.obey(process) {
+            self.gone(process);
+        }
+    }
+
+    /// Does what the lines of a process say that have been read; whether its connection goes on.
+    fn obey(&mut self, process: ProcessId) -> bool {
+        let received = Instant::now();
+        while let Some(line) = self.connections.get_mut(&process).and_then(Connection::line) {
+            if let Err(error) = line.and_then(|line| self.line(process, line)) {
+                self.answer(process, &ToContainer::Refused { error });
+                return false;
+            }
+            self.metrics.decision.observe(received.elapsed().as_secs_f64());
+        }
+        true
+    }
+
+    fn line(&mut self, process: ProcessId, line: FromContainer) -> Result<(), String> {
         let now = self.clock.now();
         let effects = match line {
             FromContainer::Want => self.node.want(process, now),
@@ -187,55 +202,70 @@ impl Owner {
                 Vec::new()
             }
             FromContainer::Reserve { bytes } => {
-                let answer = match self.node.reserve(process, bytes) {
-                    Some(r) => ToContainer::Reserved { granted: r.granted, used: r.used, limit: r.limit },
-                    None => ToContainer::Refused { error: "the process is attached to no binding".into() },
-                };
-                self.answer(process, answer);
+                let reserved =
+                    self.node.reserve(process, bytes).ok_or("the process is attached to no binding")?;
+                let (granted, used, limit) = (reserved.granted, reserved.used, reserved.limit);
+                self.answer(process, &ToContainer::Reserved { granted, used, limit });
                 Vec::new()
             }
             FromContainer::Hello { binding } => {
-                let answer = match self.node.ledger().get(&binding) {
-                    Ok(binding) => ToContainer::Welcome { binding: binding.clone() },
-                    Err(error) => ToContainer::Refused { error: error.to_string() },
-                };
-                self.answer(process, answer);
+                self.answer(process, &self.welcome(&binding));
                 Vec::new()
             }
-            FromContainer::Attach { binding, pid, memory } => self.attach(process, &binding, pid, memory),
+            FromContainer::Attach { .. } => {
+                return Err("op attach comes again, allowed is once in a connection".into());
+            }
         };
         self.carry_out(effects);
+        Ok(())
     }
 
-    fn attach(&mut self, process: ProcessId, id: &BindingId, pid: u32, memory: Bytes) -> Vec<Effect> {
+    fn welcome(&self, id: &BindingId) -> ToContainer {
+        match self.node.ledger().get(id) {
+            Ok(binding) => ToContainer::Welcome { binding: binding.clone() },
+            Err(error) => ToContainer::Refused { error: error.to_string() },
+        }
+    }
+
+    fn attach(&mut self, mut connection: Connection, id: &BindingId, pid: u32, memory: Bytes) {
+        let process = ProcessId(self.next_process);
+        self.next_process += 1;
         // What the kernel says counts: a process can't speak for another.
-        let pid = self.peers.get(&process).and_then(|peer| peer.pid).unwrap_or(pid);
-        match self.node.attach(process, id, pid, memory) {
-            Ok((slot, effects)) => {
+        let pid = connection.pid.unwrap_or(pid);
+        let joined = self.node.attach(process, id, pid, memory).map_err(|error| error.to_string());
+        let (slot, effects) = match joined {
+            Ok(joined) => joined,
+            Err(error) => return connection.answer(&ToContainer::Refused { error }, None),
+        };
+        self.carry_out(effects);
+        let page = self.pages.descriptor(id);
+        let added = connection.attach().and_then(|()| self.reactor.add(&connection, process.0));
+        match added.and(page) {
+            Ok(page) => {
                 tracing::debug!(binding = %id, pid, slot, "process attached");
-                match self.pages.descriptor(id) {
-                    Ok(page) => self.answer_with(process, ToContainer::Attached { slot }, Some(page)),
-                    Err(error) => {
-                        self.answer(process, ToContainer::Refused { error: format!("page: {error}") });
-                    }
+                connection.answer(&ToContainer::Attached { slot }, Some(page));
+                self.connections.insert(process, connection);
+                // It may have said more without waiting for the answer.
+                if !self.obey(process) {
+                    self.gone(process);
                 }
-                effects
             }
             Err(error) => {
-                self.answer(process, ToContainer::Refused { error: error.to_string() });
-                Vec::new()
+                connection.answer(&ToContainer::Refused { error: format!("page: {error}") }, None);
+                self.gone(process);
             }
         }
     }
 
-    fn answer(&self, process: ProcessId, line: ToContainer) {
-        self.answer_with(process, line, None);
+    fn gone(&mut self, process: ProcessId) {
+        let effects = self.node.gone(process, self.clock.now());
+        self.carry_out(effects);
+        self.connections.remove(&process);
     }
 
-    fn answer_with(&self, process: ProcessId, line: ToContainer, page: Option<OwnedFd>) {
-        if let Some(peer) = self.peers.get(&process) {
-            // A connection that has ended needs no answer.
-            let _ = peer.answers.send(Answer { line, page });
+    fn answer(&self, process: ProcessId, line: &ToContainer) {
+        if let Some(connection) = self.connections.get(&process) {
+            connection.answer(line, None);
         }
     }
 
@@ -305,8 +335,8 @@ impl Owner {
                     }
                 }
                 Effect::Close(process) => {
-                    if let Some(peer) = self.peers.get(&process) {
-                        let _ = peer.stream.shutdown(Shutdown::Both);
+                    if let Some(connection) = self.connections.get(&process) {
+                        connection.end();
                     }
                 }
                 Effect::Announce(event) => {

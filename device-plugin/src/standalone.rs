@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use axum::extract::State;
@@ -33,13 +33,11 @@ use crate::mps::keeper::{Keeper, MpsError, Standing};
 use crate::node::Node;
 use crate::owner::{Message, Owner};
 use crate::pages::Pages;
+use crate::reactor::Reactor;
 
 #[cfg(test)]
 mod tests;
 
-/// Messages that may wait for the owner: enough that nobody blocks in vain, few enough that a flood of one container
-/// does not delay the others.
-const INBOX: usize = 64;
 /// Events that a listener may fall behind.
 const EVENTS: usize = 1024;
 
@@ -227,7 +225,7 @@ fn start_owner(
     metrics: Arc<Metrics>,
 ) -> Result<(Handle, JoinHandle<()>), StartError> {
     let (node, pages) = restore(config, folder, gpus)?;
-    let (inbox, messages) = mpsc::sync_channel(INBOX);
+    let (reactor, inbox) = Reactor::new().map_err(can_not_make("a reactor"))?;
     let handle = Handle { owner: inbox.clone(), events: broadcast::channel(EVENTS).0 };
     let owner = Owner {
         node,
@@ -239,10 +237,12 @@ fn start_owner(
             .map_err(can_not_make("a thread"))?,
         events: handle.events.clone(),
         metrics,
-        peers: BTreeMap::new(),
+        connections: BTreeMap::new(),
+        next_process: 0,
+        reactor,
         inbox,
     };
-    let thread = thread::Builder::new().name("arbiter".into()).spawn(move || owner.run(messages));
+    let thread = thread::Builder::new().name("arbiter".into()).spawn(move || owner.run());
     Ok((handle, thread.map_err(can_not_make("a thread"))?))
 }
 

@@ -331,7 +331,8 @@ fn time_held_and_left_idle_is_not_saved_up() {
     let bound = 60.0 + 6.0 + 4.0;
     assert!(7.0 * got[0] <= bound, "{:.1} ms of the 100 ms after it", 7.0 * got[0]);
     // What it earned while another's kernel ran is its own.
-    let mut row = Row::new().client(terms(10, 10), Nanos::from_millis(100), 1).client(terms(60, 60), MS, FOREVER);
+    let mut row =
+        Row::new().client(terms(10, 10), Nanos::from_millis(100), 1).client(terms(60, 60), MS, FOREVER);
     let got = row.run_and_measure(Nanos::from_secs(1));
     assert_near(got[1], 60.0, 1.0);
 }

@@ -291,6 +291,8 @@ impl World {
     fn send(&mut self, index: usize, messages: Vec<FromContainer>) {
         for message in messages {
             let at = self.now + self.delay.of(delay::MESSAGE);
+            let at = at.max(self.processes[index].heard_until);
+            self.processes[index].heard_until = at;
             self.push(at, Event::Arrives(index, message));
         }
     }

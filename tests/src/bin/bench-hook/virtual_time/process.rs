@@ -100,6 +100,8 @@ pub(super) struct Process {
     pub(super) turn: u32,
     pub(super) stopping: bool,
     pub(super) word: u32,
+    /// When the last of its messages reaches the agent: a socket keeps their order.
+    pub(super) heard_until: Nanos,
     accepted: u32,
     window: Nanos,
     in_flight: u64,
@@ -130,6 +132,7 @@ impl Process {
             turn: 0,
             stopping: false,
             word: 0,
+            heard_until: Nanos::ZERO,
             accepted: 0,
             window: admission::WINDOW,
             in_flight: 0,

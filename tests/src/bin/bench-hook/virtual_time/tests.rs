@@ -1,3 +1,4 @@
+use gpu_share::units::Bytes;
 use gpufn::audit::cell::{Launch, Load, Wait};
 
 use super::*;
@@ -29,6 +30,17 @@ fn a_whole_gpu_is_used_nearly_whole() {
         let got = delivered(&[Container::new(100, load)], Mode::Exclusive, 3);
         assert!(got[0] > 98.5, "{wait:?}: {got:?}");
     }
+}
+
+#[test]
+fn messages_of_a_process_arrive_in_their_order() {
+    let mut world = World::idle(&[Container::new(30, Load::new(1_000, Launch::Kernel))], Mode::Exclusive, 1);
+    (0..1000).for_each(|number| world.send(0, vec![FromContainer::Free { bytes: Bytes(number) }]));
+    let arrive = std::iter::from_fn(|| world.queue.pop()).filter_map(|Reverse(entry)| match entry.event {
+        Event::Arrives(0, FromContainer::Free { bytes }) => Some(bytes.0),
+        _ => None,
+    });
+    assert!(arrive.eq(0..1000));
 }
 
 #[test]
