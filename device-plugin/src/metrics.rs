@@ -97,7 +97,7 @@ impl Metrics {
             unknown: counter(
                 &r,
                 "gpufn_node_unknown_calls_total",
-                "Ways to the GPU handed out that the hook does not know",
+                "Ways to the GPU handed out that the hook does not know, and contexts beyond the SM share",
                 &BINDING,
             )?,
             memory: gauge(&r, "gpufn_node_memory_bytes", "GPU memory held", &BINDING)?,

@@ -42,6 +42,8 @@ pub mod env {
     pub const NVML: &str = "GPUFN_NVML";
     /// Folder of the hook library, put first in the function's `LD_LIBRARY_PATH`.
     pub const HOOK: &str = "GPUFN_HOOK";
+    /// What keeps a process to its SM share: `mps` (as without it) or `green`, green contexts.
+    pub const SM_BY: &str = "GPUFN_SM_BY";
     /// SM share of a client of NVIDIA's multi-process service, in percent.
     pub const MPS_PERCENTAGE: &str = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE";
     /// Which GPUs a CUDA program sees.

@@ -64,8 +64,8 @@ pub enum FromContainer {
         /// It has more work, as [`FromContainer::Want`] says. In one message, or somebody else would run in between.
         #[serde(default)]
         more: bool,
-        /// Ways to the GPU which its hook does not know that it was handed since it last told. What goes there is not
-        /// counted.
+        /// Ways to the GPU which its hook does not know that it was handed since it last told, and contexts that don't keep
+        /// to the SM share. What goes there is not counted.
         #[serde(default)]
         unknown: u64,
     },
@@ -195,7 +195,8 @@ pub struct BindingStatus {
     pub processes: Vec<u32>,
     /// GPU work launched so far.
     pub launches: u64,
-    /// Ways to the GPU that its processes were handed and their hooks do not know. What goes there is not counted.
+    /// Ways to the GPU that its processes were handed and their hooks do not know, and contexts that don't keep to the SM
+    /// share. What goes there is not counted.
     pub unknown: u64,
 }
 

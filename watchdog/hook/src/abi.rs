@@ -18,6 +18,7 @@ impl Status {
     pub(crate) const NOT_READY: Self = Self(600);
     pub(crate) const NOT_PERMITTED: Self = Self(800);
     pub(crate) const NOT_SUPPORTED: Self = Self(801);
+    pub(crate) const INVALID_RESOURCE_CONFIGURATION: Self = Self(915);
     pub(crate) const NVML_INVALID_ARGUMENT: Self = Self(2);
     pub(crate) const NVML_INSUFFICIENT_SIZE: Self = Self(7);
     pub(crate) const NVML_LIBRARY_NOT_FOUND: Self = Self(12);
@@ -193,6 +194,36 @@ impl AllocationNode {
 
 const _: () =
     assert!(core::mem::offset_of!(AllocationNode, bytes) == 104 && size_of::<AllocationNode>() == 120);
+
+/// Multiprocessors (`CU_DEV_RESOURCE_TYPE_SM`).
+pub(crate) const RESOURCE_SM: u32 = 1;
+/// A green context has a default stream of its own (`CU_GREEN_CTX_DEFAULT_STREAM`).
+pub(crate) const GREEN_DEFAULT_STREAM: u32 = 1;
+
+/// `CUdevResource` of multiprocessors: the driver's own words, and how many they are.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct DevResource {
+    kind: u32,
+    internal: [u32; 23],
+    pub(crate) sms: u32,
+    smallest: u32,
+    rest: [u64; 5],
+}
+
+impl DevResource {
+    pub(crate) const fn zeroed() -> Self {
+        Self { kind: 0, internal: [0; 23], sms: 0, smallest: 0, rest: [0; 5] }
+    }
+
+    /// One of so many, for tests of what is decided by that.
+    #[cfg(test)]
+    pub(crate) const fn of(sms: u32) -> Self {
+        Self { kind: RESOURCE_SM, sms, ..Self::zeroed() }
+    }
+}
+
+const _: () = assert!(core::mem::offset_of!(DevResource, sms) == 96 && size_of::<DevResource>() == 144);
 
 /// `nvmlMemory_t`.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! Reading is a pure function of the variables. It opens nothing.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -28,12 +28,24 @@ pub(crate) enum Share {
     Broken(String),
 }
 
+/// What keeps a process to its SM share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SmBy {
+    /// The percentage of MPS, if one is set.
+    Mps,
+    /// Green contexts, which this library makes.
+    Green,
+    /// Green contexts were asked for, but a percentage of MPS is set, and one limit is enough.
+    Percentage,
+}
+
 /// Everything that the environment says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) share: Share,
     /// Go on without a share if there is none to be had, instead of refusing.
     pub(crate) open: bool,
+    pub(crate) sm_by: SmBy,
     /// Every launch waits for its end (`CUDA_LAUNCH_BLOCKING`, which the driver reads too).
     pub(crate) launches_block: bool,
     pub(crate) driver: Option<PathBuf>,
@@ -43,9 +55,17 @@ pub(crate) struct Config {
 impl Config {
     /// Reads the variables through `get`.
     pub(crate) fn read(get: impl Fn(&str) -> Option<OsString>) -> Self {
-        let path = |name: &str| get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let set = |name: &str| get(name).filter(|value| !value.is_empty());
+        let path = |name: &str| set(name).map(PathBuf::from);
+        let share = share(path(env::BINDING), path(env::PAGE), path(env::SOCKET));
+        let (share, sm_by) = match sm_by(set(env::SM_BY).as_deref(), set(env::MPS_PERCENTAGE).is_some()) {
+            Ok(sm_by) => (share, sm_by),
+            Err(_) if share == Share::None => (share, SmBy::Mps),
+            Err(why) => (Share::Broken(why), SmBy::Mps),
+        };
         Self {
-            share: share(path(env::BINDING), path(env::PAGE), path(env::SOCKET)),
+            share,
+            sm_by,
             open: get(env::POLICY).is_some_and(|policy| policy == "open"),
             launches_block: get("CUDA_LAUNCH_BLOCKING")
                 .is_some_and(|value| !value.is_empty() && value != "0"),
@@ -57,6 +77,15 @@ impl Config {
     /// Whether a share was asked for.
     pub(crate) fn wants_share(&self) -> bool {
         self.share != Share::None
+    }
+}
+
+fn sm_by(asked: Option<&OsStr>, percentage: bool) -> Result<SmBy, String> {
+    match asked.map(OsStr::to_string_lossy).as_deref() {
+        None | Some("mps") => Ok(SmBy::Mps),
+        Some("green") if percentage => Ok(SmBy::Percentage),
+        Some("green") => Ok(SmBy::Green),
+        Some(other) => Err(format!("{} is {other:?}, allowed is mps or green", env::SM_BY)),
     }
 }
 
@@ -111,6 +140,27 @@ mod tests {
         let config = read(&[("GPUFN_BINDING", "b-1"), ("GPUFN_PAGE", "/p"), ("GPUFN_SOCKET", "/s")]);
         let Share::Bound(place) = config.share else { panic!("it must be bound") };
         assert_eq!((place.binding.as_str(), place.page.to_str()), ("b-1", Some("/p")));
+    }
+
+    #[test]
+    fn green_contexts_keep_the_sm_share_if_nothing_else_does() {
+        assert_eq!(read(&[]).sm_by, SmBy::Mps);
+        assert_eq!(read(&[("GPUFN_SM_BY", "mps")]).sm_by, SmBy::Mps);
+        assert_eq!(read(&[("GPUFN_SM_BY", "green")]).sm_by, SmBy::Green);
+        let percentage = ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "30");
+        assert_eq!(read(&[("GPUFN_SM_BY", "green"), percentage]).sm_by, SmBy::Percentage);
+        assert_eq!(read(&[percentage]).sm_by, SmBy::Mps);
+    }
+
+    #[test]
+    fn another_way_to_keep_it_is_refused_where_there_is_a_share() {
+        let wrong = ("GPUFN_SM_BY", "mig");
+        assert_eq!(read(&[wrong]).share, Share::None);
+        let bound = [("GPUFN_BINDING", "b-1"), ("GPUFN_PAGE", "/p"), ("GPUFN_SOCKET", "/s"), wrong];
+        let broken = read(&bound).share;
+        assert!(
+            matches!(broken, Share::Broken(why) if why == "GPUFN_SM_BY is \"mig\", allowed is mps or green")
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::abi::{AllocationNode, DevicePtr, Handle, NvmlMemory, NvmlProcess, Status};
+use crate::abi::{AllocationNode, DevResource, DevicePtr, Handle, NvmlMemory, NvmlProcess, Status};
 use crate::config::{config, say};
 use crate::forward;
 use crate::names::index;
@@ -185,9 +185,28 @@ call!(child_graph = cuGraphChildGraphNodeGetGraph(node: Handle, graph: &mut Hand
 call!(stream_green_context = cuStreamGetCtx_v2(stream: Handle, context: &mut Handle, green: &mut Handle));
 call!(context_of_green = cuCtxFromGreenCtx(context: &mut Handle, green: Handle));
 call!(destroy_context = cuCtxDestroy_v2(context: Handle));
+call!(retain_primary = cuDevicePrimaryCtxRetain(context: *mut Handle, device: i32));
 call!(release_primary = cuDevicePrimaryCtxRelease_v2(device: i32));
+call!(set_primary_flags = cuDevicePrimaryCtxSetFlags_v2(device: i32, flags: u32));
+call!(device_resource = cuDeviceGetDevResource(device: i32, resource: &mut DevResource, kind: u32));
+call!(
+    split_sms = cuDevSmResourceSplitByCount(
+        parts: &mut DevResource, count: &mut u32, whole: &DevResource, rest: *mut DevResource, flags: u32, least: u32
+    )
+);
+call!(
+    describe_resource = cuDevResourceGenerateDesc(
+        description: &mut Handle, resources: &mut DevResource, count: u32
+    )
+);
+call!(create_green = cuGreenCtxCreate(green: &mut Handle, description: Handle, device: i32, flags: u32));
+call!(destroy_green = cuGreenCtxDestroy(green: Handle));
+call!(free_memory = cuMemFree_v2(pointer: DevicePtr));
+call!(destroy_array = cuArrayDestroy(array: Handle));
+call!(destroy_mipmapped_array = cuMipmappedArrayDestroy(array: Handle));
 call!(pointer_attribute = cuPointerGetAttribute(value: &mut u64, attribute: i32, pointer: DevicePtr));
 call!(create_event = cuEventCreate(event: &mut Handle, flags: u32));
+call!(destroy_event = cuEventDestroy_v2(event: Handle));
 call!(
     launch_host_function = cuLaunchHostFunc(
         stream: Handle, function: unsafe extern "C" fn(*mut c_void), data: *mut c_void

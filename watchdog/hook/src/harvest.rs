@@ -398,6 +398,16 @@ impl Harvester {
         }
     }
 
+    /// The context, whose events are another one's and would outlive it, is about to end.
+    pub(crate) fn destroy_events(&self, context: usize) {
+        let Some(events) = lock(&self.events).remove(&context) else { return };
+        in_context(context, || {
+            for event in events {
+                driver::destroy_event(handle(event));
+            }
+        });
+    }
+
     /// The context is gone, and its streams and events with it.
     pub(crate) fn forget_context(&self, context: usize) {
         lock(&self.lanes).retain(|(known, ..), _| *known != context);
@@ -438,7 +448,7 @@ pub(crate) fn current() -> usize {
 }
 
 /// Runs `action` with `context` current.
-fn in_context<T>(context: usize, action: impl FnOnce() -> T) -> T {
+pub(crate) fn in_context<T>(context: usize, action: impl FnOnce() -> T) -> T {
     let pushed = current() != context && driver::push_context(handle(context)).is_ok();
     let result = action();
     if pushed {

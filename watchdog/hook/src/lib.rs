@@ -15,6 +15,7 @@ mod driver;
 mod forward;
 mod gate;
 mod glibc;
+mod green;
 mod harvest;
 mod intercept;
 mod lane;

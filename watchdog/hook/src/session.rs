@@ -20,6 +20,7 @@ use crate::agent::{self, Agent, Lines, Reserved};
 use crate::config::{Config, Place, Share, config, say};
 use crate::cost::Costs;
 use crate::gate::{Gate, Outside};
+use crate::green;
 use crate::harvest::Harvester;
 use crate::memory::Memory;
 use crate::wrappers::wrappers;
@@ -281,6 +282,7 @@ fn init(real: impl FnOnce() -> Status) -> Status {
         Ok(session) => {
             let status = real();
             if let Some(session) = session.filter(|_| status.is_ok()) {
+                green::announce();
                 session.start_harvester();
                 tell_at_the_end();
             }

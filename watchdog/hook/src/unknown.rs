@@ -1,6 +1,7 @@
 //! Counts the ways to the GPU that this hook does not know: what goes there is neither held back nor charged.
 //!
-//! It says so once, and tells the node agent; it stops nothing.
+//! It says so once, and tells the node agent; it stops nothing. Contexts that do not keep to the SM share are counted with
+//! them.
 
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,10 +32,15 @@ static UNTOLD: AtomicU64 = AtomicU64::new(0);
 /// The program was given `way`, by which work can reach the GPU.
 pub(crate) fn note(way: &str) {
     static SAID: AtomicBool = AtomicBool::new(false);
-    UNTOLD.fetch_add(1, Ordering::Relaxed);
     if !SAID.swap(true, Ordering::Relaxed) {
         say(&format!("work that goes through {way} is not counted: this hook does not know it"));
     }
+    count();
+}
+
+/// There is one more way by which the share is not kept.
+pub(crate) fn count() {
+    UNTOLD.fetch_add(1, Ordering::Relaxed);
     tell();
 }
 

@@ -136,6 +136,8 @@ struct Event {
 #[derive(Debug)]
 struct Context {
     sm: SmShare,
+    /// Its share is a part of the SMs themselves, which nobody needs MPS for.
+    green: bool,
     legacy: Option<StreamId>,
     /// What it takes of the card.
     memory: Bytes,
@@ -273,7 +275,7 @@ impl Gpu {
             return Err(GpuError::Taken);
         }
         self.memory.allocate(client, memory)?;
-        owner.contexts.insert(context, Context { sm, legacy: Some(legacy), memory });
+        owner.contexts.insert(context, Context { sm, green, legacy: Some(legacy), memory });
         owner.streams.insert(legacy, Stream::new(context, StreamKind::Legacy));
         self.order += 1;
         self.timers.insert((self.clock + time, self.order), (client, token));
@@ -356,12 +358,12 @@ impl Gpu {
         (self.memory.free_bytes(), self.memory.total())
     }
 
-    /// Part of the SMs that a kernel on `stream` gets: the whole GPU in exclusive mode.
+    /// Part of the SMs that a kernel on `stream` gets: in exclusive mode the whole GPU, except in a green context.
     pub fn sm_share(&self, client: ClientId, stream: StreamId) -> Result<SmShare, GpuError> {
         let owner = self.clients.get(&client).ok_or(GpuError::UnknownClient(client))?;
         let context = owner.streams.get(&stream).ok_or(GpuError::UnknownStream(stream))?.context;
         let context = owner.contexts.get(&context).ok_or(GpuError::UnknownContext(context))?;
-        Ok(if self.config.mode == Mode::Mps { context.sm } else { SmShare::WHOLE })
+        Ok(if self.config.mode == Mode::Mps || context.green { context.sm } else { SmShare::WHOLE })
     }
 
     /// Queues `work` on `stream`. `tag` comes back in a notice if `notify` is set.

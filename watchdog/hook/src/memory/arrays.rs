@@ -47,6 +47,7 @@ unsafe fn take_array<S>(
     out: *mut Handle,
     shape: *const S,
     bytes: impl FnOnce(&S) -> u64,
+    key: fn(usize) -> Key,
     real: impl FnOnce() -> Status,
 ) -> Status {
     // SAFETY: null, or what the driver reads too.
@@ -55,39 +56,40 @@ unsafe fn take_array<S>(
     take(bytes, real, |holdings| {
         // SAFETY: the driver succeeded, so it wrote to a valid place.
         let array = unsafe { *out };
-        holdings.insert(Key::Array(array as usize), here(Bytes(bytes)))
+        holdings.insert(key(array as usize), here(Bytes(bytes)))
     })
 }
 
 wrappers! {
     [cuArrayCreate_v2](out: *mut Handle, shape: *const ArrayShape) |real, per_thread| {
         // SAFETY: they are the driver's own arguments.
-        unsafe { take_array(out, shape, flat, real) }
+        unsafe { take_array(out, shape, flat, Key::Array, real) }
     }
     [cuArrayCreate](out: *mut Handle, shape: *const Shape32) |real, per_thread| {
         let bytes = |[width, height, format, channels]: &Shape32| {
             volume([(*width).into(), (*height).into(), 1], *format, *channels)
         };
         // SAFETY: they are the driver's own arguments.
-        unsafe { take_array(out, shape, bytes, real) }
+        unsafe { take_array(out, shape, bytes, Key::Array, real) }
     }
     [cuArray3DCreate_v2](out: *mut Handle, shape: *const ArrayShape3d) |real, per_thread| {
         // SAFETY: they are the driver's own arguments.
-        unsafe { take_array(out, shape, deep, real) }
+        unsafe { take_array(out, shape, deep, Key::Array, real) }
     }
     [cuArray3DCreate](out: *mut Handle, shape: *const Shape3d32) |real, per_thread| {
         let bytes = |[width, height, depth, format, channels, _]: &Shape3d32| {
             volume([(*width).into(), (*height).into(), (*depth).into()], *format, *channels)
         };
         // SAFETY: they are the driver's own arguments.
-        unsafe { take_array(out, shape, bytes, real) }
+        unsafe { take_array(out, shape, bytes, Key::Array, real) }
     }
     [cuMipmappedArrayCreate](out: *mut Handle, shape: *const ArrayShape3d, count: u32) |real, per_thread| {
         // SAFETY: they are the driver's own arguments.
-        unsafe { take_array(out, shape, |shape| levels(shape, count), real) }
+        unsafe { take_array(out, shape, |shape| levels(shape, count), Key::Mipmapped, real) }
     }
-    [cuArrayDestroy, cuMipmappedArrayDestroy](array: Handle) |real, per_thread| {
-        give_back(Key::Array(array as usize), real)
+    [cuArrayDestroy](array: Handle) |real, per_thread| { give_back(Key::Array(array as usize), real) }
+    [cuMipmappedArrayDestroy](array: Handle) |real, per_thread| {
+        give_back(Key::Mipmapped(array as usize), real)
     }
 }
 

@@ -11,7 +11,8 @@ use super::holdings::{Holding, Key};
 use crate::abi::{Handle, NvmlMemory, NvmlProcess, Status};
 use crate::config::say;
 use crate::driver;
-use crate::harvest::current;
+use crate::green::{self, Gap};
+use crate::harvest::{current, in_context};
 use crate::session::{Session, session};
 
 /// More than any context takes: what is beyond it was taken by somebody else meanwhile.
@@ -115,6 +116,9 @@ pub(super) fn charge_current(session: &Session) {
     if context == 0 || session.memory.account().holdings.contains(Key::Context(context)) {
         return;
     }
+    if green::share(session).is_some() && !green::is_part(context) {
+        Gap::Elsewhere.note(context);
+    }
     let own = device(session).and_then(own).unwrap_or_default();
     let bytes = own.saturating_sub(session.memory.held()).min(MOST);
     if !charge(session, context, bytes) {
@@ -123,8 +127,36 @@ pub(super) fn charge_current(session: &Session) {
     }
 }
 
+/// Frees what was taken in `context`, a part of `primary` in whose memory it would stay. What can't be freed is that one's.
+pub(crate) fn empty(session: &Session, context: usize, primary: usize) {
+    let keys = session.memory.account().holdings.taken_in(context);
+    let free = |key| match key {
+        Key::Pointer(pointer) => driver::free_memory(pointer),
+        Key::Array(array) => driver::destroy_array(array as Handle),
+        Key::Mipmapped(array) => driver::destroy_mipmapped_array(array as Handle),
+        Key::Context(_) => Status::SUCCESS,
+    };
+    in_context(primary, || {
+        for key in keys {
+            // It is forgotten first: the driver may hand the same name out to another thread at once.
+            let Some(holding) = session.memory.account().holdings.remove(key) else { continue };
+            if free(key).is_ok() {
+                session.memory.free(session, holding.bytes);
+            } else {
+                session.memory.account().holdings.insert(key, Holding { context: primary, ..holding });
+            }
+        }
+    });
+}
+
+/// The context is gone, a part of `primary`; what was taken in it is that one's now.
+pub(crate) fn handed_over(session: &Session, context: usize, primary: usize) {
+    session.memory.account().holdings.hand_over(context, primary);
+}
+
 /// The context is gone, and with it all that was taken in it.
 pub(crate) fn ended(session: &Session, context: usize) {
+    green::forget(context);
     session.memory.change(session, |holdings| holdings.end_context(context));
     session.memory.settle_pools(session);
 }

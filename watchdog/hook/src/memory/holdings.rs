@@ -11,8 +11,10 @@ use gpu_share::units::Bytes;
 pub(crate) enum Key {
     /// An address.
     Pointer(u64),
-    /// An array, or one with mipmaps.
+    /// An array.
     Array(usize),
+    /// One with mipmaps.
+    Mipmapped(usize),
     /// A context, for what it takes by itself.
     Context(usize),
 }
@@ -65,6 +67,20 @@ impl Holdings {
         let ends =
             |key: &Key, holding: &mut Holding| holding.context == context || *key == Key::Context(context);
         self.by_key.extract_if(|key, holding| ends(key, holding)).map(|(_, holding)| holding.bytes).sum()
+    }
+
+    /// With what is given back that was taken in `context`, itself not among it.
+    pub(crate) fn taken_in(&self, context: usize) -> Vec<Key> {
+        self.by_key.iter().filter(|(_, holding)| holding.context == context).map(|(key, _)| *key).collect()
+    }
+
+    /// What was taken in `context`, and by it, ends with the context `to` from now on.
+    pub(crate) fn hand_over(&mut self, context: usize, to: usize) {
+        for (key, holding) in &mut self.by_key {
+            if holding.context == context || *key == Key::Context(context) {
+                holding.context = to;
+            }
+        }
     }
 
     /// A new handle stands for `bytes`.
@@ -191,6 +207,19 @@ mod tests {
         assert_eq!(holdings.end_context(5), Bytes(11));
         assert_eq!(holdings.end_context(5), Bytes::ZERO);
         assert!(holdings.contains(Key::Pointer(1024)));
+    }
+
+    #[test]
+    fn what_is_handed_over_ends_with_the_other_context() {
+        let mut holdings = Holdings::default();
+        let holding = |bytes, context| Holding { bytes: Bytes(bytes), context };
+        holdings.insert(Key::Pointer(512), holding(1, 5));
+        holdings.insert(Key::Context(5), holding(2, 0));
+        holdings.insert(Key::Pointer(1024), holding(4, 6));
+        assert_eq!(holdings.taken_in(5), [Key::Pointer(512)]);
+        holdings.hand_over(5, 7);
+        assert!(holdings.taken_in(5).is_empty());
+        assert_eq!([holdings.end_context(7), holdings.end_context(6)], [Bytes(3), Bytes(4)]);
     }
 
     proptest::proptest! {

@@ -35,6 +35,11 @@ impl Builder {
         self
     }
 
+    pub(crate) fn sm(mut self, percent: u8) -> Self {
+        self.limits.sm = SmShare::from_percent(percent).unwrap();
+        self
+    }
+
     pub(crate) fn floor(mut self, floor: Quota) -> Self {
         self.limits.floor = floor;
         self

@@ -90,6 +90,13 @@ impl Node {
         Nanos(self.stats()["gpus"][0]["busy_ns"].as_u64().unwrap())
     }
 
+    /// The same, summed over the processes that use it.
+    pub(crate) fn busy_of_all(&self) -> Nanos {
+        let stats = self.stats();
+        let clients = stats["gpus"][0]["clients"].as_array().unwrap();
+        Nanos(clients.iter().map(|client| client["busy_ns"].as_u64().unwrap()).sum())
+    }
+
     pub(crate) fn now(&self) -> Nanos {
         Nanos(self.stats()["now_ns"].as_u64().unwrap())
     }

@@ -4,10 +4,9 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io::{Read, Write};
-use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUresult};
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKernelArg, result};
+use cudarc::driver::{CudaContext, result};
 
 use crate::node::ROLE;
 use crate::program::{Program, say};

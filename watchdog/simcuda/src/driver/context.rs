@@ -152,7 +152,9 @@ pub(super) fn release_primary(driver: &Driver, device: i32, all: bool) -> Result
         if all { 0 } else { primary.retained.checked_sub(1).ok_or(CudaError::INVALID_CONTEXT)? };
     let ended = if primary.retained == 0 { primary.context.take() } else { None };
     drop(primary);
-    ended.map_or(Ok(()), |context| destroy(driver, &context))
+    let Some(context) = ended else { return Ok(()) };
+    green::end_all(driver, device)?;
+    destroy(driver, &context)
 }
 
 driver! {
@@ -203,7 +205,7 @@ driver! {
     fn [cuCtxDestroy cuCtxDestroy_v2 cuCtxDetach] (handle: Handle) {
         let driver = driver()?;
         let context = driver.contexts.get(handle).map_err(|_| CudaError::INVALID_CONTEXT)?;
-        if context.primary {
+        if context.primary || green::is_green(handle) {
             return Err(CudaError::INVALID_CONTEXT);
         }
         if current_handle() == Some(handle) {

@@ -54,10 +54,15 @@ fn resource_of(sms: u32, kind: u32) -> Result<Resource> {
 }
 
 fn green(handle: Handle) -> Result<std::sync::Arc<Context>> {
-    if !lock(&GREEN).contains_key(&handle) {
+    if !is_green(handle) {
         return Err(CudaError::INVALID_HANDLE);
     }
     driver()?.contexts.get(handle)
+}
+
+/// Whether `handle` is a green context's, which only its own call ends.
+pub(super) fn is_green(handle: Handle) -> bool {
+    lock(&GREEN).contains_key(&handle)
 }
 
 /// The green contexts of a device.
@@ -94,6 +99,13 @@ fn destroy_green(driver: &Driver, handle: Handle) -> Result {
     }
     destroy(driver, &context)?;
     release_primary(driver, device, false)
+}
+
+/// Ends the green contexts of a device, whose primary context ends.
+pub(super) fn end_all(driver: &Driver, device: i32) -> Result {
+    let ended = of_device(driver, device);
+    lock(&GREEN).retain(|_, of| *of != device);
+    ended.iter().try_for_each(|part| destroy(driver, part))
 }
 
 driver! {
@@ -186,7 +198,7 @@ driver! {
 
     fn [cuStreamGetGreenCtx] (stream: Handle, out: Out<Handle>) {
         let context = driver()?.stream(stream, DefaultStream::Legacy)?.context;
-        out.set(if lock(&GREEN).contains_key(&context) { context } else { 0 })
+        out.set(if is_green(context) { context } else { 0 })
     }
 }
 

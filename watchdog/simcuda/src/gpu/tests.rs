@@ -475,3 +475,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_green_context_has_its_share_without_mps_too() {
+    let mut gpu = with_clients(Mode::Exclusive, &[30]);
+    let (client, context, stream) = (ClientId(1), ContextId(90), StreamId(91));
+    let sm = SmShare::from_percent(40).unwrap();
+    let wanted = NewContext { id: context, legacy: stream, sm, green: true };
+    gpu.create_context(Nanos::ZERO, client, wanted, 0).unwrap();
+    assert_eq!(gpu.sm_share(client, stream), Ok(sm));
+    assert_eq!(gpu.sm_share(client, LEGACY), Ok(SmShare::WHOLE));
+}
