@@ -3,11 +3,21 @@
 CARGO ?= cargo
 PROFILE_DIR := target/release
 FUZZ_SECONDS ?= 20
+REQUESTS ?= 50000000
+WATCHDOG_DIR := target/$(if $(FULL),release,debug)
 TARGET ?=
 STATIC_TARGET = $(or $(TARGET),$(shell rustc -vV | sed -n 's/^host: //p'))
+STATIC_DIR = target/$(STATIC_TARGET)/release
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+# As images call it.
+ARCHITECTURE = $(patsubst x86_64-%,amd64,$(patsubst aarch64-%,arm64,$(STATIC_TARGET)))
+IMAGE_ROOT = target/image/$(ARCHITECTURE)
+IMAGE_HOOK = $(IMAGE_ROOT)/opt/gpufn/$(VERSION)/lib
+HOOK_DIR = $(if $(TARGET),$(STATIC_DIR),$(PROFILE_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench bench-watchdog build-watchdog-static bench-hook gpu-proof figures fuzz test-clients test-watchdog test lint deny clean-state
+.PHONY: help build demo bench bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
+	fuzz test-clients test-watchdog soak-watchdog test lint deny clean-state
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +38,17 @@ bench-watchdog: ## fwatchdog beside nginx, haproxy and an of-watchdog (PEER=its 
 
 build-watchdog-static: ## fwatchdog as one file that needs no library, in target/<TARGET>/release (TARGET: another target)
 	RUSTFLAGS='-C target-feature=+crt-static -C strip=symbols' $(CARGO) build --release --locked --package watchdog --bin fwatchdog --target $(STATIC_TARGET)
+
+watchdog-image-root: build-watchdog-static ## what watchdog/Dockerfile puts into an image, in target/image: fwatchdog and the hook (TARGET)
+	$(CARGO) build --release --locked --package cuda-hook --package cuda-hook-nvml --package cuda-hook-preload \
+		$(if $(TARGET),--target $(TARGET))
+	rm -rf $(IMAGE_ROOT)
+	install -D $(STATIC_DIR)/fwatchdog $(IMAGE_ROOT)/fwatchdog
+	install -D $(HOOK_DIR)/libcuda_hook.so $(IMAGE_HOOK)/libcuda.so.1
+	install $(HOOK_DIR)/libgpufn_nvml.so $(IMAGE_HOOK)/libnvidia-ml.so.1
+	install $(HOOK_DIR)/libgpufn_preload.so $(IMAGE_HOOK)/libgpufn_preload.so
+	ln -s libcuda.so.1 $(IMAGE_HOOK)/libcuda.so
+	ln -s libnvidia-ml.so.1 $(IMAGE_HOOK)/libnvidia-ml.so
 
 bench-hook: ## how exactly shares of GPU time are delivered, the whole matrix (QUICK=1: shorter; HAMI=libvgpu.so: beside it)
 	$(CARGO) build --release --locked --workspace
@@ -54,11 +75,17 @@ test: lint ## lint, then all tests (debug build)
 	$(CARGO) build --locked --workspace
 	$(CARGO) test --locked --workspace --no-fail-fast
 
-test-watchdog: ## the numbered cases of a watchdog, in both forms; PEER=path: against another one too
-	$(CARGO) build --locked --package watchdog --package tests --bin fwatchdog --bin watchdog-suite
-	target/debug/watchdog-suite --jobs 4 target/debug/fwatchdog
-	target/debug/watchdog-suite --jobs 4 --old --env compat=of-watchdog target/debug/fwatchdog
-	$(if $(PEER),target/debug/watchdog-suite --old $(PEER))
+test-watchdog: ## the numbered cases of a watchdog, in both forms, and random bodies (FULL=1: all of them); PEER=path: another one too
+	$(CARGO) build --locked $(if $(FULL),--release) --package watchdog --package tests \
+		--bin fwatchdog --bin watchdog-suite --bin watchdog-load
+	$(WATCHDOG_DIR)/watchdog-suite --jobs 4 $(WATCHDOG_DIR)/fwatchdog
+	$(WATCHDOG_DIR)/watchdog-suite --jobs 4 --old --env compat=of-watchdog $(WATCHDOG_DIR)/fwatchdog
+	$(if $(PEER),$(WATCHDOG_DIR)/watchdog-suite --old $(PEER))
+	$(WATCHDOG_DIR)/watchdog-load bodies $(if $(FULL),--full) $(WATCHDOG_DIR)/fwatchdog
+
+soak-watchdog: ## REQUESTS (5e7) through fwatchdog, less where each has a process: memory, descriptors and threads do not grow
+	$(CARGO) build --release --locked --package watchdog --package tests --bin fwatchdog --bin watchdog-load
+	$(PROFILE_DIR)/watchdog-load soak --requests $(REQUESTS) $(PROFILE_DIR)/fwatchdog
 
 test-clients: ## real CUDA programs under a share of a simulated GPU; installs them once in target/clients
 	$(CARGO) build --locked --workspace

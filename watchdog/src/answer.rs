@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use crate::mode::http::{Cut, Relay};
+use crate::mode::http::{Broken, Cut, Relay};
 
 /// Says that the watchdog gave the answer, not the function.
 pub(crate) const INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
@@ -42,7 +42,8 @@ impl Body for Answer {
             Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Relay(relay) => Pin::new(&mut **relay).poll_frame(cx),
             Self::Refusal(body) => {
-                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Cut::Broken)))
+                let broken = |error| Cut::Broken(Broken::Hyper(error));
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(broken)))
             }
             Self::Other(body) => body.as_mut().poll_frame(cx),
         }

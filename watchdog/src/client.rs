@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -56,10 +56,13 @@ impl WriteLimit {
     }
 }
 
+/// The most that is read at once, in bytes: less than a power of two, since hyper doubles a buffer that was filled.
+const MOST_READ: u64 = 252 << 10;
+
 /// A client's socket.
 #[derive(Debug)]
 pub(crate) struct ClientSocket {
-    stream: TcpStream,
+    stream: Take<TcpStream>,
     limit: Arc<WriteLimit>,
     /// Made when the client first makes us wait.
     timer: Option<Pin<Box<Sleep>>>,
@@ -74,6 +77,7 @@ impl ClientSocket {
     /// The socket, and the limit that its requests set.
     pub(crate) fn new(stream: TcpStream) -> (Self, Arc<WriteLimit>) {
         let limit = Arc::new(WriteLimit::new());
+        let stream = stream.take(MOST_READ);
         (Self { stream, limit: Arc::clone(&limit), timer: None, linger: None }, limit)
     }
 
@@ -97,7 +101,7 @@ impl ClientSocket {
         let mut space = [0; 8192];
         loop {
             let mut buffer = ReadBuf::new(&mut space);
-            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
+            let read = ready!(Pin::new(self.stream.get_mut()).poll_read(cx, &mut buffer));
             if read.is_err() || buffer.filled().is_empty() {
                 return Poll::Ready(());
             }
@@ -111,6 +115,7 @@ impl AsyncRead for ClientSocket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.stream.set_limit(MOST_READ);
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
@@ -118,7 +123,7 @@ impl AsyncRead for ClientSocket {
 impl AsyncWrite for ClientSocket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.limit.check()?;
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let written = Pin::new(self.stream.get_mut()).poll_write(cx, bytes);
         self.limited(cx, written)
     }
 
@@ -128,23 +133,23 @@ impl AsyncWrite for ClientSocket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.limit.check()?;
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let written = Pin::new(self.stream.get_mut()).poll_write_vectored(cx, slices);
         self.limited(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.get_ref().is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(self.stream.get_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            ready!(Pin::new(self.stream.get_mut()).poll_shutdown(cx))?;
             // The kernel resets a connection that is closed with unread bytes, and the client loses its answer.
-            if self.stream.try_read(&mut [0; 8192]).is_err() {
+            if self.stream.get_ref().try_read(&mut [0; 8192]).is_err() {
                 return Poll::Ready(Ok(()));
             }
         }

@@ -173,12 +173,13 @@ impl Config {
             compat,
             content_type: reader.content_type()?,
             combine_output: reader.flag("combine_output"),
-            output_limit: Some(reader.number("output_limit", OUTPUT)).filter(|limit| *limit != 0),
+            output_limit: Some(reader.number("output_limit", if compat { 0 } else { OUTPUT }))
+                .filter(|limit| *limit != 0),
             static_path: reader.get("static_path").unwrap_or_else(|| "/home/app/public".into()).into(),
             action_payload: reader.number("openwhisk_payload_limit", ACTION_PAYLOAD),
             restart: reader.restart(compat)?,
             address: reader.address()?,
-            port: reader.port()?,
+            port: reader.port(compat)?,
             metrics_port: Some(reader.port_named("metrics_port", 8081)?).filter(|port| *port != 0),
             read_timeout: reader.span("read_timeout", default).above_zero(),
             write_timeout: write_timeout.above_zero(),
@@ -269,9 +270,16 @@ impl<L: Fn(&str) -> Option<String>> Reader<L> {
         self.warnings.push(format!("{invalid}; using {default}"));
     }
 
-    fn port(&self) -> Result<u16, Invalid> {
+    /// The function's port. of-watchdog takes a free one in place of what is no number.
+    fn port(&mut self, compat: bool) -> Result<u16, Invalid> {
         let name = if self.get("port").is_some() { "port" } else { "PORT" };
-        self.port_named(name, 8080)
+        self.port_named(name, 8080).or_else(|invalid| {
+            if !compat {
+                return Err(invalid);
+            }
+            self.ignore(&invalid, "a free one");
+            Ok(0)
+        })
     }
 
     fn port_named(&self, name: &str, default: u16) -> Result<u16, Invalid> {

@@ -12,11 +12,12 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::alarm::Alarms;
 use crate::client::ClientSocket;
 use crate::server::{App, respond};
 
@@ -42,9 +43,9 @@ impl Protocols {
     pub(crate) fn new(read_timeout: Option<Duration>) -> Self {
         let mut http1 = http1::Builder::new();
         http1.max_buf_size(MAX_HEAD as usize).max_header_size(MAX_HEAD as usize).title_case_headers(true);
-        http1.timer(TokioTimer::new()).header_read_timeout(read_timeout);
+        http1.timer(Alarms).header_read_timeout(read_timeout);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
-        http2.timer(TokioTimer::new()).max_header_list_size(MAX_HEAD).max_concurrent_streams(MAX_STREAMS);
+        http2.timer(Alarms).max_header_list_size(MAX_HEAD).max_concurrent_streams(MAX_STREAMS);
         // A client that is gone without a word does not answer.
         http2.keep_alive_interval(read_timeout);
         Self { http1, http2, read_timeout }

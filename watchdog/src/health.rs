@@ -56,6 +56,8 @@ impl Drop for Held<'_> {
 #[derive(Debug)]
 pub(crate) struct Health {
     lock_file: Option<PathBuf>,
+    /// Whether the lock file is ours to write; else it is only looked for, as of-watchdog does with `suppress_lock`.
+    writes_lock: bool,
     accepting: AtomicBool,
     draining: AtomicBool,
     /// The same as the phase being [`Phase::Up`], without the channel's lock.
@@ -70,6 +72,7 @@ impl Health {
     pub(crate) fn new(lock_file: Option<PathBuf>) -> Self {
         Self {
             lock_file,
+            writes_lock: true,
             accepting: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             up: AtomicBool::new(false),
@@ -78,9 +81,14 @@ impl Health {
         }
     }
 
+    /// The same, where the lock file is never written, and looked for all the same: nothing is accepted without it.
+    pub(crate) fn without_writing(self) -> Self {
+        Self { writes_lock: false, ..self }
+    }
+
     /// From now on requests are accepted; writes the lock file.
     pub(crate) fn accept(&self) -> io::Result<()> {
-        if let Some(path) = &self.lock_file {
+        if let Some(path) = self.lock_file() {
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o660).open(path)?;
         }
         self.accepting.store(true, Ordering::Release);
@@ -91,7 +99,7 @@ impl Health {
     pub(crate) fn stop(&self) {
         self.draining.store(true, Ordering::Release);
         self.accepting.store(false, Ordering::Release);
-        if let Some(path) = &self.lock_file {
+        if let Some(path) = self.lock_file() {
             // Someone may have removed it, which says the same.
             let _ = fs::remove_file(path);
         }
@@ -102,12 +110,13 @@ impl Health {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Path of the lock file, if there is one.
+    /// Path of the lock file, if one is written.
     pub(crate) fn lock_file(&self) -> Option<&PathBuf> {
-        self.lock_file.as_ref()
+        self.lock_file.as_ref().filter(|_| self.writes_lock)
     }
 
-    /// Whether requests are accepted, and the function is not just between its end and its next start. Whoever removes the lock file takes the replica out of rotation.
+    /// Whether requests are accepted, and the function is not just between its end and its next start. Whoever removes the
+    /// lock file takes the replica out of rotation.
     pub(crate) fn is_accepting(&self) -> bool {
         self.accepting.load(Ordering::Acquire)
             && !matches!(*self.phase.borrow(), Phase::Restarting | Phase::Gone)
@@ -161,6 +170,19 @@ mod tests {
         health.accept().unwrap();
         health.stop();
         assert!(!health.is_accepting() && !path.exists());
+    }
+
+    #[test]
+    fn a_lock_file_that_is_not_ours_to_write_is_looked_for_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(".lock");
+        let health = Health::new(Some(path.clone())).without_writing();
+        health.accept().unwrap();
+        assert!(!health.is_accepting() && !path.exists() && health.lock_file().is_none());
+        fs::write(&path, "").unwrap();
+        assert!(health.is_accepting());
+        health.stop();
+        assert!(!health.is_accepting() && path.exists());
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::mode::{Invoker, Mode};
 use crate::server::App;
 use crate::workers::Workers;
 
+mod alarm;
 mod answer;
 pub mod batch;
 mod child;
@@ -81,6 +82,8 @@ pub mod parsers {
     pub use crate::mode::action::message::{Init, Refusal, Run, result};
     pub use crate::mode::action::web::{Asked, Entry, response};
     pub use crate::mode::fork::cgi::{BadPath, variables};
+    pub use crate::mode::http::codec::{BadAnswer, Decoded, Decoder, Head, read_head};
+    pub use crate::mode::http::outgoing::strip_connection;
 }
 
 /// The whole program: what its arguments and its environment ask for, until it ends.
@@ -180,7 +183,7 @@ async fn run(config: &Config) -> Result<ExitCode, StartError> {
         Some(port) => Some(listen("metrics_port", config.address, port).await?),
         None => None,
     };
-    let health = Arc::new(Health::new((!config.suppress_lock).then(|| config.lock_file())));
+    let health = Arc::new(health(config));
     let metrics = Arc::new(Metrics::new(share.clone())?);
     let (invoker, function) = start_function(config, share.as_ref(), &health)?;
     let app = Arc::new(App::new(config, invoker, health, metrics, authenticator)?);
@@ -191,6 +194,15 @@ async fn run(config: &Config) -> Result<ExitCode, StartError> {
     }
     let (interval, patience) = (config.healthcheck_interval, config.write_timeout);
     Ok(Running { app, function, signals, listening, interval, patience }.until_end().await)
+}
+
+/// Nothing is accepted yet.
+fn health(config: &Config) -> Health {
+    match (config.suppress_lock, config.compat) {
+        (false, _) => Health::new(Some(config.lock_file())),
+        (true, false) => Health::new(None),
+        (true, true) => Health::new(Some(config.lock_file())).without_writing(),
+    }
 }
 
 /// The share of a GPU, where one is asked for and there is one.

@@ -1,6 +1,7 @@
 //! Log lines as of-watchdog writes them, and the function's own output. One write for each line, so that lines of
 //! several threads never mix. It never stops reading the function's pipes, or the function would block on them.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::time::Duration;
@@ -9,9 +10,29 @@ use time::OffsetDateTime;
 
 use crate::config::LogConfig;
 
+/// The most memory, in bytes, that a thread keeps for its next line.
+const KEPT: usize = 1 << 10;
+
+thread_local! {
+    /// Memory for the next line.
+    static LINE: Cell<String> = const { Cell::new(String::new()) };
+    /// The second of the last line, and how it is shown: many lines are of the same one.
+    static SECOND: Cell<(i64, [u8; SHOWN])> = const { Cell::new((i64::MIN, [b' '; SHOWN])) };
+}
+
 /// Writes one line with the time to stderr.
 pub(crate) fn line(text: fmt::Arguments<'_>) {
-    write_line(&mut io::stderr(), &format!("{} {text}\n", Timestamp::now()));
+    // A line that is written while another one is made has memory of its own.
+    let mut line = LINE.take();
+    line.clear();
+    // A string takes everything.
+    let _ = fmt::write(&mut line, format_args!("{} {text}\n", Timestamp::now()));
+    // A closed stderr must not end the service, so what can't be written is lost. The lock is needed: a line that is too
+    // long for a pipe is written in parts.
+    let _ = io::stderr().write_all(line.as_bytes());
+    if line.capacity() <= KEPT {
+        LINE.set(line);
+    }
 }
 
 /// Writes one log line, with arguments like [`format!`].
@@ -20,25 +41,35 @@ macro_rules! log {
 }
 pub(crate) use log;
 
-/// A closed stderr must not end the service, so what can't be written is lost.
-fn write_line(output: &mut impl Write, text: &str) {
-    let _ = output.write_all(text.as_bytes());
-}
+/// Length of a [`Timestamp`].
+const SHOWN: usize = "2026/07/30 10:00:00".len();
 
 /// The time as Go's logger writes it, `2026/07/30 10:00:00`, in UTC.
-struct Timestamp(OffsetDateTime);
+struct Timestamp([u8; SHOWN]);
 
 impl Timestamp {
     fn now() -> Self {
-        Self(OffsetDateTime::now_utc())
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
+        let (last, mut shown) = SECOND.get();
+        if last != now {
+            let time = OffsetDateTime::from_unix_timestamp(now).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+            let (year, month, day) = time.to_calendar_date();
+            let (hour, minute, second) = time.to_hms();
+            // A year has four digits until 9999.
+            let _ = write!(
+                shown.as_mut_slice(),
+                "{year:04}/{:02}/{day:02} {hour:02}:{minute:02}:{second:02}",
+                u8::from(month)
+            );
+            SECOND.set((now, shown));
+        }
+        Self(shown)
     }
 }
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (year, month, day) = self.0.to_calendar_date();
-        let (hour, minute, second) = self.0.to_hms();
-        write!(f, "{year:04}/{:02}/{day:02} {hour:02}:{minute:02}:{second:02}", u8::from(month))
+        f.write_str(std::str::from_utf8(&self.0).unwrap_or_default())
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use prometheus::{
-    Counter, Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::gpu::{self, GpuShare};
@@ -24,6 +25,9 @@ pub(crate) struct Metrics {
     requests: IntCounterVec,
     durations: HistogramVec,
     in_flight: IntGauge,
+    /// Those of status 200 by the method's place in [`METHODS`], once there are any: nearly all requests end so, and to
+    /// look two series up takes longer than to count.
+    good: [OnceLock<(IntCounter, Histogram)>; METHODS.len()],
     gpu: Option<GpuMetrics>,
     /// Only where requests may wait.
     queue: OnceLock<QueueMetrics>,
@@ -47,7 +51,8 @@ impl Metrics {
         registry.register(Box::new(durations.clone()))?;
         registry.register(Box::new(in_flight.clone()))?;
         let gpu = share.map(|share| GpuMetrics::new(share, &registry)).transpose()?;
-        Ok(Self { registry, requests, durations, in_flight, gpu, queue: OnceLock::new() })
+        let good = Default::default();
+        Ok(Self { registry, requests, durations, in_flight, good, gpu, queue: OnceLock::new() })
     }
 
     /// From now on the queue in front of `limiter` is shown, if it has one.
@@ -66,10 +71,21 @@ impl Metrics {
 
     /// A request has ended: with `status`, or without its client (`None`).
     pub(crate) fn end(&self, method: &Method, status: Option<StatusCode>, took: Duration) {
-        let labels = [status.as_ref().map_or(ABORTED, StatusCode::as_str), label(method)];
         self.in_flight.dec();
-        self.requests.with_label_values(&labels).inc();
-        self.durations.with_label_values(&labels).observe(took.as_secs_f64());
+        let place = place(method);
+        let series = || {
+            let labels = [status.as_ref().map_or(ABORTED, StatusCode::as_str), METHODS[place].1];
+            (self.requests.with_label_values(&labels), self.durations.with_label_values(&labels))
+        };
+        let count = |(requests, durations): &(IntCounter, Histogram)| {
+            requests.inc();
+            durations.observe(took.as_secs_f64());
+        };
+        if status == Some(StatusCode::OK) {
+            count(self.good[place].get_or_init(series));
+        } else {
+            count(&series());
+        }
     }
 
     /// All of them in the text format.
@@ -88,21 +104,25 @@ impl Metrics {
     }
 }
 
-/// The method's label; one label for all that a client may invent, or it could fill the memory with series.
-fn label(method: &Method) -> &'static str {
-    match method.as_str() {
-        "GET" => "get",
-        "PUT" => "put",
-        "HEAD" => "head",
-        "POST" => "post",
-        "DELETE" => "delete",
-        "CONNECT" => "connect",
-        "OPTIONS" => "options",
-        "NOTIFY" => "notify",
-        "TRACE" => "trace",
-        "PATCH" => "patch",
-        _ => "unknown",
-    }
+/// Methods and their labels; one label, the last, for all that a client may invent, or it could fill the memory with
+/// series.
+const METHODS: [(&str, &str); 11] = [
+    ("GET", "get"),
+    ("POST", "post"),
+    ("PUT", "put"),
+    ("HEAD", "head"),
+    ("DELETE", "delete"),
+    ("CONNECT", "connect"),
+    ("OPTIONS", "options"),
+    ("NOTIFY", "notify"),
+    ("TRACE", "trace"),
+    ("PATCH", "patch"),
+    ("", "unknown"),
+];
+
+/// The method's place in [`METHODS`].
+fn place(method: &Method) -> usize {
+    METHODS.iter().position(|(name, _)| *name == method.as_str()).unwrap_or(METHODS.len() - 1)
 }
 
 /// The queue in front of the function.

@@ -10,11 +10,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 
+use crate::alarm;
 use crate::connection::Protocols;
 use crate::server::App;
 
 /// The most threads that pass requests on: more would only cost memory beside a function.
 pub(crate) const MOST_WORKERS: usize = 4;
+
+/// The most threads of each that wait for files: tokio's 512 would only cost memory.
+const MOST_BLOCKING: usize = 16;
 
 thread_local! {
     static CURRENT: Cell<usize> = const { Cell::new(0) };
@@ -60,6 +64,7 @@ impl Drop for Load {
 impl Workers {
     /// This thread and as many more as there are processors, up to [`MOST_WORKERS`]. Inside a runtime only.
     pub(crate) fn start(app: Arc<App>, protocols: Protocols) -> io::Result<Self> {
+        alarm::keep_spare();
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_WORKERS);
         let others = (1..threads).map(spawn);
         let runtimes = std::iter::once(Ok(Handle::current())).chain(others);
@@ -87,10 +92,11 @@ impl Workers {
 
 /// Starts the worker `number`, which ends with the process.
 fn spawn(number: usize) -> io::Result<Handle> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(MOST_BLOCKING).build()?;
     let handle = runtime.handle().clone();
     let work = move || {
         CURRENT.set(number);
+        alarm::keep_spare();
         runtime.block_on(std::future::pending::<()>());
     };
     std::thread::Builder::new().name(format!("worker-{number}")).spawn(work)?;

@@ -36,6 +36,16 @@ fn defaults_are_those_of_of_watchdog() {
 }
 
 #[test]
+fn of_watchdog_takes_a_free_port_for_one_that_is_no_number_and_holds_an_answer_of_any_length() {
+    assert!(read(&[("port", "http")]).unwrap_err().contains("port is \"http\""));
+    assert_eq!(read(&[]).unwrap().output_limit, Some(OUTPUT));
+    let config = read(&[("port", "http"), ("compat", "of-watchdog")]).unwrap();
+    assert_eq!((config.port, config.output_limit, config.warnings.len()), (0, None, 1));
+    let config = read(&[("output_limit", "5"), ("compat", "of-watchdog")]).unwrap();
+    assert_eq!(config.output_limit, Some(5));
+}
+
+#[test]
 fn the_second_name_of_a_variable_wins() {
     let config =
         read(&[("function_process", "node index.js"), ("http_upstream_url", "http://127.0.0.1:4000")]);

@@ -353,7 +353,8 @@ async fn last_line(
 ) -> Result<Value, Refusal> {
     let mut lines = Lines::new("stdout", recipe.logs);
     let mut last = Vec::new();
-    let mut length = 0;
+    // Of the last line, also of what was not kept of it.
+    let (mut length, mut has_ended) = (0, false);
     loop {
         let bytes = match process.next().await {
             Event::Bytes(bytes) => bytes,
@@ -362,14 +363,17 @@ async fn last_line(
             Event::NoBody(_) => return Err(internal()),
         };
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            if last.ends_with(b"\n") {
+            if has_ended {
                 lines.push(&last, &mut io::stdout());
                 last.clear();
                 length = 0;
             }
             length += part.len();
-            if length <= most + 1 {
-                last.extend_from_slice(part);
+            has_ended = part.ends_with(b"\n");
+            let room = (most + 1).saturating_sub(last.len());
+            last.extend_from_slice(&part[..part.len().min(room)]);
+            if has_ended && !last.ends_with(b"\n") {
+                last.push(b'\n');
             }
         }
     }

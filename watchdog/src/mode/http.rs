@@ -1,7 +1,6 @@
 //! Mode `http`: the function is started once and serves HTTP itself; requests are passed on to it. Owns the time
 //! limits of a request. It never answers for the function while the function can still answer.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +9,9 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version, header};
 use hyper::body::{Body, Incoming};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
+use crate::alarm::Alarm;
 use crate::answer::Answer;
 use crate::config::{Config, duration};
 use crate::exchange::Exchange;
@@ -19,20 +19,25 @@ use crate::health::{Health, Phase};
 
 mod backend;
 mod batching;
+pub(crate) mod codec;
 mod failure;
 mod h2c;
 mod link;
-mod outgoing;
+pub(crate) mod outgoing;
 mod relay;
+mod reply;
+mod sending;
 mod upgrade;
 
-use backend::{Backend, Via};
+use backend::Backend;
 use batching::Batcher;
 use failure::{Failure, Limit};
 use outgoing::{Stream, prepare};
+use reply::Reply;
 
 pub(crate) use batching::BatchConfig;
 pub(crate) use relay::{Cut, Relay};
+pub(crate) use reply::Broken;
 
 const DURATION: HeaderName = HeaderName::from_static("x-duration-seconds");
 
@@ -133,7 +138,7 @@ impl HttpMode {
         let is_stream = is_stream(request.headers());
         let started = Instant::from_std(exchange.started());
         let limit = self.limit(request.headers(), is_stream);
-        let mut deadline = limit.map(|limit| Box::pin(sleep_until(started + limit.span)));
+        let mut deadline = limit.map(|limit| Alarm::at(started + limit.span));
         if let Some(batcher) = self.batcher.as_ref().filter(|_| batching::is_wanted(&request)) {
             let work = Box::pin(async { batcher.answer(self.stream(request, started)?).await });
             return match within(&mut deadline, limit, work).await {
@@ -143,7 +148,7 @@ impl HttpMode {
         }
         let work = self.pass_on(request, started, is_stream.then_some(peer));
         match within(&mut deadline, limit, work).await {
-            Ok((answer, via)) => relay(answer, via, deadline, exchange, is_stream),
+            Ok(answer) => relay(answer, deadline, exchange, is_stream),
             Err(failure) if self.compat && is_stream => failure.hidden(exchange),
             Err(failure) => failure.answer(exchange),
         }
@@ -167,7 +172,7 @@ impl HttpMode {
         request: Request<Incoming>,
         started: Instant,
         forwarded_for: Option<Peer>,
-    ) -> Result<(Response<Incoming>, Via), Failure> {
+    ) -> Result<Response<Reply>, Failure> {
         let mut request = self.stream(request, started)?;
         if let Some(peer) = forwarded_for {
             append_forwarded_for(request.headers_mut(), peer);
@@ -189,20 +194,31 @@ impl HttpMode {
 
 /// The function's answer as it comes.
 fn relay(
-    answer: Response<Incoming>,
-    via: Via,
-    deadline: Option<Pin<Box<Sleep>>>,
-    exchange: Exchange,
+    answer: Response<Reply>,
+    deadline: Option<Alarm>,
+    mut exchange: Exchange,
     is_stream: bool,
 ) -> Response<Answer> {
-    let (mut parts, body) = answer.into_parts();
+    let (mut parts, reply) = answer.into_parts();
     outgoing::strip_connection(&mut parts.headers);
     if !is_stream {
         set_duration(&mut parts.headers, exchange.elapsed());
     }
     parts.version = Version::HTTP_11;
-    let relay = Relay::new(body, parts.status, deadline, via, exchange);
-    Response::from_parts(parts, relay.map_or(Answer::Empty, Answer::Relay))
+    let body = match reply {
+        Reply::Whole(bytes) => {
+            exchange.add_bytes(bytes.len());
+            exchange.finish(parts.status);
+            if bytes.is_empty() { Answer::Empty } else { Answer::Text(Some(bytes)) }
+        }
+        reply if reply.is_end_stream() => {
+            reply.complete();
+            exchange.finish(parts.status);
+            Answer::Empty
+        }
+        reply => Answer::Relay(Relay::new(reply, parts.status, deadline, exchange)),
+    };
+    Response::from_parts(parts, body)
 }
 
 /// An answer that is there as a whole.
@@ -217,7 +233,7 @@ fn finish(mut answer: Response<Answer>, mut exchange: Exchange) -> Response<Answ
 
 /// Runs `work` up to `deadline`.
 async fn within<T>(
-    deadline: &mut Option<Pin<Box<Sleep>>>,
+    deadline: &mut Option<Alarm>,
     limit: Option<Limit>,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
@@ -225,7 +241,7 @@ async fn within<T>(
         (Some(deadline), Some(limit)) => tokio::select! {
             biased;
             done = work => done,
-            () = deadline.as_mut() => Err(Failure::Late(limit)),
+            () = deadline => Err(Failure::Late(limit)),
         },
         _ => work.await,
     }
@@ -268,7 +284,7 @@ fn append_forwarded_for(headers: &mut HeaderMap, peer: Peer) {
 }
 
 fn set_duration(headers: &mut HeaderMap, took: Duration) {
-    if let Ok(value) = HeaderValue::try_from(format!("{:.6}", took.as_secs_f64())) {
+    if let Ok(value) = HeaderValue::try_from(format!("{}.{:06}", took.as_secs(), took.subsec_micros())) {
         headers.insert(DURATION, value);
     }
 }

@@ -73,6 +73,15 @@ async fn what_an_action_must_not_do_is_told_in_the_platforms_words() {
 }
 
 #[tokio::test]
+async fn a_line_that_is_too_long_for_a_result_hides_none() {
+    let script = "head -c 300000 /dev/zero | tr '\\0' x; echo; echo '{\"a\":1}'";
+    let watchdog = with_script("openwhisk", script).env("openwhisk_payload_limit", 100).start().await;
+    assert_eq!(post(&watchdog, "/run", &json!({"value": {}})).await, (200, json!({"a": 1})));
+    let stdout = watchdog.stdout();
+    assert!(stdout.starts_with('x') && stdout.ends_with(&format!("x\n{MARKER}\n")), "{stdout}");
+}
+
+#[tokio::test]
 async fn an_action_comes_with_its_code() {
     for mode in ["openwhisk", "actionloop"] {
         let watchdog = bare().env("mode", mode).start().await;

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
-use super::backend::{Backend, collect};
+use super::backend::Backend;
 use super::failure::Failure;
 use super::outgoing::{Outgoing, Stream, hold_back, strip_connection};
 use crate::answer::Answer;
@@ -226,10 +226,10 @@ impl Batcher {
         parts.headers.insert(header::CONTENT_LENGTH, body.len().into());
         let body = Outgoing::Whole(Some(body).filter(|body| !body.is_empty()));
         let exchange = async {
-            let (answer, via) = self.backend.send(Request::from_parts(parts, body)).await?;
+            let answer = self.backend.send(Request::from_parts(parts, body)).await?;
             let (mut parts, body) = answer.into_parts();
             strip_connection(&mut parts.headers);
-            Ok(Response::from_parts(parts, collect(body, via, LARGEST_ANSWER).await?))
+            Ok(Response::from_parts(parts, body.collect(LARGEST_ANSWER).await?))
         };
         match self.config.limit {
             Some(limit) => timeout(limit, exchange).await.unwrap_or(Err(Failure::late(limit))),

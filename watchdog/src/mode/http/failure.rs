@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use http::{HeaderValue, Response, StatusCode, header};
 
+use super::link::LinkError;
 use super::outgoing::BodyError;
+use super::reply::{Broken, root};
 use super::set_duration;
 use crate::answer::{Answer, INTERNAL, empty};
 use crate::config::duration::GoStyle;
@@ -34,8 +36,8 @@ pub(crate) enum Failure {
     #[error("request error: {0}")]
     Unreachable(io::Error),
     /// It ended the connection, or did not speak HTTP.
-    #[error("request error: {}", root(.0))]
-    Broken(hyper::Error),
+    #[error("request error: {0}")]
+    Broken(Broken),
     /// It is still starting, and too many requests wait for it.
     #[error("request error: too many requests wait for the function to start")]
     Crowded,
@@ -59,21 +61,21 @@ pub(crate) enum Failure {
     Body(#[from] BodyError),
 }
 
-/// The error below the others: hyper's own words leave the cause out.
-fn root(error: &hyper::Error) -> &dyn Error {
-    let mut root: &dyn Error = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    root
-}
-
 impl From<hyper::Error> for Failure {
     fn from(error: hyper::Error) -> Self {
         match error.source().and_then(|source| source.downcast_ref::<BodyError>()) {
             Some(BodyError::TooSlow) => Self::Body(BodyError::TooSlow),
             Some(_) => Self::Client(error),
-            None => Self::Broken(error),
+            None => Self::Broken(Broken::Hyper(error)),
+        }
+    }
+}
+
+impl From<LinkError> for Failure {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Body(error) => Self::Body(error),
+            error => Self::Broken(Broken::Link(error)),
         }
     }
 }

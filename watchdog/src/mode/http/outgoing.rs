@@ -22,7 +22,7 @@ const OF_THE_CONNECTION: [HeaderName; 5] = [
 ];
 
 /// Removes the headers that belong to the connection they came on.
-pub(crate) fn strip_connection(headers: &mut HeaderMap) {
+pub fn strip_connection(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let listed: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)

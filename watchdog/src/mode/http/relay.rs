@@ -6,10 +6,10 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::StatusCode;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::Sleep;
+use hyper::body::{Body, Frame, SizeHint};
 
-use super::backend::Via;
+use super::reply::{Broken, Reply};
+use crate::alarm::Alarm;
 use crate::exchange::Exchange;
 use crate::logs::log;
 
@@ -21,48 +21,48 @@ pub(crate) enum Cut {
     Late,
     /// The function ended it.
     #[error("the function did not complete its answer: {0}")]
-    Broken(hyper::Error),
+    Broken(Broken),
     /// It can't be read, or its request can't.
     #[error("{0}")]
     Io(std::io::Error),
 }
 
-/// The body of the function's answer.
+/// The body of the function's answer on its way to the client.
 #[derive(Debug)]
 pub(crate) struct Relay {
-    answer: Incoming,
+    reply: Reply,
     status: StatusCode,
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Alarm>,
     /// `None` when the answer is complete or cut.
-    open: Option<(Via, Exchange)>,
+    open: Option<Exchange>,
 }
 
 impl Relay {
-    /// The body of an answer that came `via` a connection; `None` if it is empty, and then the exchange is finished.
+    /// What is still to come of an answer.
     pub(crate) fn new(
-        answer: Incoming,
+        reply: Reply,
         status: StatusCode,
-        deadline: Option<Pin<Box<Sleep>>>,
-        via: Via,
+        deadline: Option<Alarm>,
         exchange: Exchange,
-    ) -> Option<Box<Self>> {
-        let mut relay = Self { answer, status, deadline, open: Some((via, exchange)) };
-        if relay.answer.is_end_stream() {
-            relay.complete();
-            return None;
-        }
-        Some(Box::new(relay))
+    ) -> Box<Self> {
+        Box::new(Self { reply, status, deadline, open: Some(exchange) })
     }
 
     fn complete(&mut self) {
-        if let Some((via, exchange)) = self.open.take() {
-            via.complete();
+        if let Some(exchange) = self.open.take() {
+            self.take_reply().complete();
             exchange.finish(self.status);
         }
     }
 
+    fn take_reply(&mut self) -> Reply {
+        std::mem::replace(&mut self.reply, Reply::Whole(Bytes::new()))
+    }
+
     fn cut(&mut self, cut: Cut) -> Cut {
-        if let Some((_, exchange)) = self.open.take() {
+        if let Some(exchange) = self.open.take() {
+            // Its connection ends here.
+            drop(self.take_reply());
             log!("Upstream HTTP response cut: {cut}");
             exchange.finish(match cut {
                 Cut::Late => StatusCode::GATEWAY_TIMEOUT,
@@ -71,17 +71,6 @@ impl Relay {
         }
         cut
     }
-
-    /// The next frame of the answer, driving the connection until there is one or nothing can be read now.
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.answer).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        if let Some((via, _)) = &mut self.open {
-            via.drive(cx);
-        }
-        Pin::new(&mut self.answer).poll_frame(cx)
-    }
 }
 
 impl Body for Relay {
@@ -89,12 +78,12 @@ impl Body for Relay {
     type Error = Cut;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        match self.poll_answer(cx) {
+        match Pin::new(&mut self.reply).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                if let (Some((_, exchange)), Some(bytes)) = (&mut self.open, frame.data_ref()) {
+                if let (Some(exchange), Some(bytes)) = (&mut self.open, frame.data_ref()) {
                     exchange.add_bytes(bytes.len());
                 }
-                if self.answer.is_end_stream() {
+                if self.reply.is_end_stream() {
                     self.complete();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -105,17 +94,17 @@ impl Body for Relay {
                 Poll::Ready(None)
             }
             Poll::Pending => match &mut self.deadline {
-                Some(deadline) => deadline.as_mut().poll(cx).map(|()| Some(Err(self.cut(Cut::Late)))),
+                Some(deadline) => Pin::new(deadline).poll(cx).map(|()| Some(Err(self.cut(Cut::Late)))),
                 None => Poll::Pending,
             },
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.answer.is_end_stream()
+        self.reply.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.answer.size_hint()
+        self.reply.size_hint()
     }
 }

@@ -8,10 +8,12 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::failure::{Failure, Limit};
 use super::outgoing::{Outgoing, strip_connection};
 use super::{HttpMode, Peer, append_forwarded_for, within};
+use crate::alarm::Alarm;
 use crate::answer::Answer;
 use crate::exchange::Exchange;
 
@@ -32,7 +34,7 @@ pub(crate) async fn answer(
 ) -> Response<Answer> {
     let client = hyper::upgrade::on(&mut request);
     let limit = mode.write_timeout.map(|span| Limit { span, field: "write_timeout" });
-    let mut deadline = limit.map(|limit| Box::pin(tokio::time::sleep(limit.span)));
+    let mut deadline = limit.map(|limit| Alarm::at(Instant::now() + limit.span));
     let agreed = within(&mut deadline, limit, shake_hands(mode, request, peer)).await;
     match agreed {
         Ok(answer) => join(answer, client, exchange),
