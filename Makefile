@@ -13,7 +13,9 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 ARCHITECTURE = $(patsubst x86_64-%,amd64,$(patsubst aarch64-%,arm64,$(STATIC_TARGET)))
 IMAGE_ROOT = target/image/$(ARCHITECTURE)
 IMAGE_HOOK = $(IMAGE_ROOT)/opt/gpufn/$(VERSION)/lib
-HOOK_DIR = $(if $(TARGET),$(STATIC_DIR),$(PROFILE_DIR))
+# The programs that load the hook are built for glibc.
+HOOK_TARGET = $(patsubst %-musl,%-gnu,$(TARGET))
+HOOK_DIR = $(if $(TARGET),target/$(HOOK_TARGET)/release,$(PROFILE_DIR))
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo bench bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
@@ -41,8 +43,9 @@ build-watchdog-static: ## fwatchdog as one file that needs no library, in target
 
 watchdog-image-root: build-watchdog-static ## what watchdog/Dockerfile puts into an image, in target/image: fwatchdog and the hook (TARGET)
 	$(CARGO) build --release --locked --package cuda-hook --package cuda-hook-nvml --package cuda-hook-preload \
-		$(if $(TARGET),--target $(TARGET))
+		$(if $(TARGET),--target $(HOOK_TARGET))
 	rm -rf $(IMAGE_ROOT)
+	install -d -m 1777 $(IMAGE_ROOT)/tmp
 	install -D $(STATIC_DIR)/fwatchdog $(IMAGE_ROOT)/fwatchdog
 	install -D $(HOOK_DIR)/libcuda_hook.so $(IMAGE_HOOK)/libcuda.so.1
 	install $(HOOK_DIR)/libgpufn_nvml.so $(IMAGE_HOOK)/libnvidia-ml.so.1

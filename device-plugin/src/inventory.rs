@@ -60,17 +60,17 @@ pub trait Inventory {
 /// The GPUs that an NVML library finds.
 #[derive(Clone, Debug)]
 pub struct NvmlInventory {
-    library: PathBuf,
+    path: PathBuf,
 }
 
 impl NvmlInventory {
-    /// Asks the library at `library`.
-    pub fn new(library: impl Into<PathBuf>) -> Self {
-        Self { library: library.into() }
+    /// Asks the library at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
     }
 
     fn read(&self, sharing: Sharing) -> Result<Vec<Gpu>, NvmlError> {
-        let nvml = Nvml::builder().lib_path(self.library.as_os_str()).init()?;
+        let nvml = Nvml::builder().lib_path(self.path.as_os_str()).init()?;
         let gpus = (0..nvml.device_count()?).map(|index| {
             let device = nvml.device_by_index(index)?;
             let memory = Bytes(device.memory_info()?.total);
@@ -82,9 +82,8 @@ impl NvmlInventory {
 
 impl Inventory for NvmlInventory {
     fn gpus(&self, sharing: Sharing) -> Result<Vec<Gpu>, InventoryError> {
-        let gpus = self
-            .read(sharing)
-            .map_err(|reason| InventoryError::Nvml { path: self.library.clone(), reason })?;
-        if gpus.is_empty() { Err(InventoryError::Empty(self.library.clone())) } else { Ok(gpus) }
+        let gpus =
+            self.read(sharing).map_err(|reason| InventoryError::Nvml { path: self.path.clone(), reason })?;
+        if gpus.is_empty() { Err(InventoryError::Empty(self.path.clone())) } else { Ok(gpus) }
     }
 }

@@ -238,9 +238,12 @@ impl Owner {
             Err(error) => return connection.answer(&ToContainer::Refused { error }, None),
         };
         self.carry_out(effects);
-        let page = self.pages.descriptor(id);
-        let added = connection.attach().and_then(|()| self.reactor.add(&connection, process.0));
-        match added.and(page) {
+        let page = self.pages.descriptor(id).and_then(|page| {
+            connection.attach()?;
+            self.reactor.add(&connection, process.0)?;
+            Ok(page)
+        });
+        match page {
             Ok(page) => {
                 tracing::debug!(binding = %id, pid, slot, "process attached");
                 connection.answer(&ToContainer::Attached { slot }, Some(page));
@@ -251,7 +254,10 @@ impl Owner {
                 }
             }
             Err(error) => {
-                connection.answer(&ToContainer::Refused { error: format!("page: {error}") }, None);
+                connection.answer(
+                    &ToContainer::Refused { error: format!("the page can't be handed over: {error}") },
+                    None,
+                );
                 self.gone(process);
             }
         }

@@ -18,6 +18,7 @@ pub mod local;
 pub mod node;
 pub mod overview;
 pub mod peer;
+pub mod port;
 pub mod process;
 pub mod processors;
 pub mod programs;

@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+use tests::port;
 
 /// Longest time for a program to start.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,11 +90,6 @@ pub(crate) fn pause(span: Duration) {
     std::thread::sleep(span);
 }
 
-/// A port that nothing listens on.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
 fn start(name: &'static str, mut command: Command, port: u16, folder: TempDir, path: &str) -> Result<Target> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().with_context(|| format!("{name} can't be started"))?;
@@ -135,7 +131,7 @@ pub(crate) fn watchdog_with(
     variables: &[(&str, &str)],
     path: &str,
 ) -> Result<Target> {
-    let (folder, port) = (tempfile::tempdir()?, free_port()?);
+    let (folder, port) = (tempfile::tempdir()?, port::free()?);
     let mut command = Command::new(program);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("TMPDIR", folder.path()).env("port", port.to_string()).envs(variables.iter().copied());
@@ -146,7 +142,7 @@ pub(crate) fn watchdog_with(
 
 /// What is behind all of them: nginx with one worker, which answers from memory.
 pub(crate) fn upstream() -> Result<Target> {
-    let (folder, port) = (tempfile::tempdir()?, free_port()?);
+    let (folder, port) = (tempfile::tempdir()?, port::free()?);
     std::fs::write(folder.path().join("large"), vec![b'x'; LARGE])?;
     let root = folder.path().display();
     // A body is answered when all of it is there: `return` would answer before that.
@@ -163,7 +159,7 @@ pub(crate) fn upstream() -> Result<Target> {
 
 /// nginx as a proxy in front of `upstream`.
 pub(crate) fn nginx_proxy(upstream: u16) -> Result<Target> {
-    let (folder, port) = (tempfile::tempdir()?, free_port()?);
+    let (folder, port) = (tempfile::tempdir()?, port::free()?);
     let server = format!(
         "upstream function {{ server 127.0.0.1:{upstream}; keepalive 128; keepalive_requests 1000000000; }}\n\
          server {{ listen 127.0.0.1:{port}; client_max_body_size 0; proxy_request_buffering off; proxy_buffering off;\n\
@@ -201,7 +197,7 @@ fn nginx(name: &'static str, workers: usize, server: &str, folder: TempDir, port
 
 /// haproxy in front of `upstream`.
 pub(crate) fn haproxy(upstream: u16) -> Result<Target> {
-    let (folder, port) = (tempfile::tempdir()?, free_port()?);
+    let (folder, port) = (tempfile::tempdir()?, port::free()?);
     let threads = std::thread::available_parallelism()?;
     let config = format!(
         "global\n nbthread {threads}\n maxconn 4000\n\

@@ -1,12 +1,13 @@
 //! A watchdog as a process: started on a free port, looked at through `/proc`, and killed with its function when dropped.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+use tests::port;
 
 use crate::client::{Connection, Request};
 
@@ -37,12 +38,12 @@ pub(crate) struct Watchdog {
 impl Watchdog {
     /// Starts `program` with `variables` and a folder that is its own, and waits until it is healthy.
     pub(crate) fn start(program: &Path, variables: &[(String, String)], folder: TempDir) -> Result<Self> {
-        let address = free_address()?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free()?));
         let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("TMPDIR", folder.path()).env("port", address.port().to_string());
         // of-watchdog has a fixed port for its metrics, or this one.
-        command.env("metrics_port", free_address()?.port().to_string());
+        command.env("metrics_port", port::free()?.to_string());
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().with_context(|| program.display().to_string())?;
@@ -108,9 +109,4 @@ impl Drop for Watchdog {
 #[allow(clippy::disallowed_methods)] // There is nothing to wait for that could be told.
 pub(crate) fn pause(span: Duration) {
     std::thread::sleep(span);
-}
-
-/// An address that nothing listens on.
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

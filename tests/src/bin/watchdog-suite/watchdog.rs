@@ -1,7 +1,7 @@
 //! A watchdog of any make as a process: its environment, its lines, its end. Nothing of it outlives its case.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
+use tests::port;
 
 use crate::client::{Answer, DEADLINE, Request};
 
@@ -56,12 +57,12 @@ impl Suite {
     pub(crate) fn bare(&self) -> Result<Setup> {
         let folder = tempfile::tempdir()?;
         let mut environment = self.environment.clone();
-        let port = free_port()?;
+        let port = port::free()?;
         for (name, value) in [
             ("PATH", std::env::var("PATH")?),
             ("TMPDIR", folder.path().display().to_string()),
             ("port", port.to_string()),
-            ("metrics_port", free_port()?.to_string()),
+            ("metrics_port", port::free()?.to_string()),
             ("healthcheck_interval", "200ms".to_string()),
         ] {
             environment.push((name.to_string(), value));
@@ -86,11 +87,6 @@ impl Suite {
         let script = setup.script(script)?;
         Ok(setup.env("fprocess", script).env("mode", mode))
     }
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("0.0.0.0:0")?.local_addr()?.port())
 }
 
 impl Setup {

@@ -47,7 +47,7 @@ type AskTwo = unsafe extern "C" fn(*const c_char, *mut *mut c_void, c_int, u64, 
 
 /// The ways to an address, through the hook and to the driver behind it.
 struct Ways {
-    library: *mut c_void,
+    hook: *mut c_void,
     driver: *mut c_void,
     watched: HashMap<&'static str, bool>,
     wrong: Vec<String>,
@@ -75,17 +75,17 @@ fn place(address: *mut c_void) -> (String, String) {
 
 impl Ways {
     fn open(bound: bool) -> Self {
-        let library = unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW) };
+        let hook = unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW) };
         let path = CString::new(std::env::var("GPUFN_DRIVER").unwrap()).unwrap();
         let driver = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        assert!(!library.is_null() && !driver.is_null() && library != driver);
+        assert!(!hook.is_null() && !driver.is_null() && hook != driver);
         let rules = rules();
         let is_watched = |name: &str| {
             let rule = rules.iter().find(|rule| fits(rule.pattern, name));
             bound && rule.is_some_and(|rule| rule.treatment != "passed")
         };
         let watched = offers().iter().map(|offer| (offer.symbol, is_watched(offer.symbol))).collect();
-        Self { library, driver, watched, wrong: Vec::new(), asked: 0, exchanged: 0 }
+        Self { hook, driver, watched, wrong: Vec::new(), asked: 0, exchanged: 0 }
     }
 
     fn check(mut self) -> Vec<String> {
@@ -109,9 +109,9 @@ impl Ways {
     /// By symbol: every export is the hook's, whose jump decides; with and without a version the same.
     fn check_symbols(&mut self, offers: &[Offer]) {
         for offer in offers {
-            let found = symbol(self.library, offer.symbol);
+            let found = symbol(self.hook, offer.symbol);
             let name = CString::new(offer.symbol).unwrap();
-            let with_version = unsafe { libc::dlvsym(self.library, name.as_ptr(), c"libcuda.so.1".as_ptr()) };
+            let with_version = unsafe { libc::dlvsym(self.hook, name.as_ptr(), c"libcuda.so.1".as_ptr()) };
             self.asked += 2;
             if found.is_null() || place(found).0.ends_with("libsimcuda.so") {
                 self.wrong.push(format!("dlsym {}: not the hook's", offer.symbol));
@@ -136,7 +136,7 @@ impl Ways {
             (ask(text.as_ptr(), &raw mut address, version, flags), address, 0)
         };
         for (form, real, seen) in
-            [("v1", one(self.driver), one(self.library)), ("v2", two(self.driver), two(self.library))]
+            [("v1", one(self.driver), one(self.hook)), ("v2", two(self.driver), two(self.hook))]
         {
             self.asked += 1;
             if (real.0, real.2) != (seen.0, seen.2) {

@@ -36,7 +36,7 @@ pub(crate) const CASES: &[Case] = &[
         if suite.is_old {
             return Ok(());
         }
-        let port = std::net::TcpListener::bind("0.0.0.0:0")?.local_addr()?.port();
+        let port = tests::port::free()?;
         let watchdog = suite.http(&upstream.url())?.without("port").env("PORT", port).start()?;
         watchdog.get("/x")?.expect(200).map(drop)
     }),
