@@ -73,7 +73,7 @@ fn measured(text: &str) -> Option<(f64, f64)> {
     })
 }
 
-/// How much longer it takes behind the hook with all of the time, percent.
+/// How far its time behind the hook, with all of the GPU's time, is from its time without, percent.
 async fn storm(programs: &Programs, effort: &Effort) -> Result<Figure> {
     let (rounds, launches) = (effort.of(5, 11), effort.of(20_000, 100_000));
     let stand = Stand::start(programs, &Card::Simulated, Mode::Exclusive).await?;
@@ -97,8 +97,9 @@ async fn storm(programs: &Programs, effort: &Effort) -> Result<Figure> {
         short(behind),
         short(direct)
     );
-    let more = 100.0 * (behind / direct - 1.0);
-    Ok(Figure::new("hook-storm-longer-percent", more, "%", Bar::AtMost(1.0), how))
+    // A program that is faster behind the hook shows that something else was measured, not that the hook costs nothing.
+    let off = 100.0 * (behind / direct - 1.0).abs();
+    Ok(Figure::new("hook-storm-off-percent", off, "%", Bar::AtMost(1.0), how))
 }
 
 /// Milliseconds.
