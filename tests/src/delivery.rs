@@ -18,6 +18,8 @@ const REPAID: Duration = Duration::from_secs(20);
 const RUN: u64 = 10_000_000;
 /// Largest part of what they must get that a busy machine excuses.
 const MOST_EXCUSED: f64 = 0.7;
+/// How often too little is watched before it counts.
+const STRETCHES: usize = 3;
 
 /// The processes of a container and what they together must get of the time, percent.
 #[derive(Clone, Debug)]
@@ -85,17 +87,30 @@ impl Stretch {
 
     /// Prints what was delivered, and checks that all got what they must.
     pub fn check(&self, what: &str, claims: &[Claim]) {
-        let got: Vec<_> = claims.iter().map(|claim| self.percent(&claim.pids)).collect();
+        let got = self.got(claims);
         println!(
             "{what}: {got:.2?} % of the time; others had {:.1} % of the processors",
             100.0 * self.others
         );
+        self.check_ceilings(what, claims);
         for (claim, got) in claims.iter().zip(got) {
-            let Claim { at_least, at_most, .. } = claim;
-            assert!(got <= *at_most, "{what}: {got:.2} % where {at_most:.2} % are allowed");
-            let at_least = at_least * self.due();
+            let at_least = claim.at_least * self.due();
             assert!(got >= at_least, "{what}: {got:.2} % where {at_least:.2} % are due");
         }
+    }
+
+    fn check_ceilings(&self, what: &str, claims: &[Claim]) {
+        for (Claim { at_most, .. }, got) in claims.iter().zip(self.got(claims)) {
+            assert!(got <= *at_most, "{what}: {got:.2} % where {at_most:.2} % are allowed");
+        }
+    }
+
+    fn falls_short(&self, claims: &[Claim]) -> bool {
+        claims.iter().zip(self.got(claims)).any(|(claim, got)| got < claim.at_least * self.due())
+    }
+
+    fn got(&self, claims: &[Claim]) -> Vec<f64> {
+        claims.iter().map(|claim| self.percent(&claim.pids)).collect()
     }
 }
 
@@ -110,9 +125,18 @@ pub async fn settle(node: &Node, pids: &[u32]) {
     .await;
 }
 
-/// Lets things settle, watches for `span`, and checks that all get what they must.
+/// Lets things settle, watches for `span`, and checks that all get what they must. Who gets too little is watched again, as a
+/// neighbour on this machine's host takes time that nothing here shows; nobody ever may get too much.
 pub async fn get_their_time(what: &str, node: &Node, span: Duration, claims: &[Claim]) {
     let own: Vec<_> = claims.iter().flat_map(|claim| claim.pids.iter().copied()).collect();
     settle(node, &own).await;
+    for _ in 1..STRETCHES {
+        let stretch = Stretch::watch(node, &own, span).await;
+        if !stretch.falls_short(claims) {
+            return stretch.check(what, claims);
+        }
+        println!("{what}: too little, watched again: {:.2?} %", stretch.got(claims));
+        stretch.check_ceilings(what, claims);
+    }
     Stretch::watch(node, &own, span).await.check(what, claims);
 }
