@@ -1,7 +1,7 @@
 //! What part of a GPU's time clients got, as the simulated GPU itself counts it, against what they must get.
 //!
-//! While other programs have the processors, agent, GPU and clients lose GPU time. The part of the processors that others
-//! had is taken off what clients must get, up to a bound. What they may get at most stays.
+//! While other programs have the processors, or the machine is slow to wake who sleeps, agent, GPU and clients lose GPU
+//! time. Both are measured meanwhile and taken off what clients must get, up to a bound. What they may get at most stays.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use crate::node::{Node, Stats};
 use crate::process::Process;
 use crate::processors::Sample;
 use crate::wait::until;
+use crate::wakes::Wakes;
 
 /// Time until queues of the start are settled.
 pub const SETTLE: Duration = Duration::from_secs(1);
@@ -18,6 +19,10 @@ const REPAID: Duration = Duration::from_secs(20);
 const RUN: u64 = 10_000_000;
 /// Largest part of what they must get that a busy machine excuses.
 const MOST_EXCUSED: f64 = 0.7;
+/// Wakes within a second between one turn and the next: three turns in each window of 10 ms, and four wakes before each.
+const WAKES: f64 = 1_200.0;
+/// What a wake may take without an excuse.
+const PROMPT: Duration = Duration::from_micros(25);
 /// How often too little is watched before it counts.
 const STRETCHES: usize = 3;
 
@@ -51,6 +56,8 @@ pub struct Stretch {
     end: Stats,
     /// Part of the processors that others had.
     pub others: f64,
+    /// Mean time in which this machine wakes a thread.
+    wake: Duration,
 }
 
 impl Stretch {
@@ -62,10 +69,11 @@ impl Stretch {
     /// Watches while `action` lasts.
     pub async fn during(node: &Node, own: &[u32], action: impl Future<Output = ()>) -> Self {
         let processors = || node.processors(own.iter().copied());
+        let wakes = Wakes::watch();
         let (start, before): (_, Sample) = (node.stats(), processors());
         action.await;
         let (end, others) = (node.stats(), processors().others_since(&before));
-        Self { start, end, others }
+        Self { start, end, others, wake: wakes.mean() }
     }
 
     /// Part of the time that processes got together, percent.
@@ -80,17 +88,19 @@ impl Stretch {
         100.0 * busy as f64 / (self.end.now_ns - self.start.now_ns) as f64
     }
 
-    /// What of that which clients must get is due on a machine as busy as this one was.
+    /// What of that which clients must get is due on a machine as busy and as slow to wake as this one was.
     pub fn due(&self) -> f64 {
-        1.0 - self.others.min(MOST_EXCUSED)
+        let waking = WAKES * self.wake.saturating_sub(PROMPT).as_secs_f64();
+        1.0 - (self.others + waking).min(MOST_EXCUSED)
     }
 
     /// Prints what was delivered, and checks that all got what they must.
     pub fn check(&self, what: &str, claims: &[Claim]) {
         let got = self.got(claims);
         println!(
-            "{what}: {got:.2?} % of the time; others had {:.1} % of the processors",
-            100.0 * self.others
+            "{what}: {got:.2?} % of the time; others had {:.1} % of the processors, a wake took {:?}",
+            100.0 * self.others,
+            self.wake
         );
         self.check_ceilings(what, claims);
         for (claim, got) in claims.iter().zip(got) {

@@ -25,3 +25,4 @@ pub mod programs;
 pub mod relay;
 pub mod transcripts;
 pub mod wait;
+pub mod wakes;

@@ -254,3 +254,25 @@ fn the_fast_path_adds_at_most_sixty_instructions_and_ten_nanoseconds() {
     assert!(added <= 60.0, "{added} instructions");
     assert!(behind - alone <= 10.0, "{behind} ns, {alone} ns without");
 }
+
+/// `cargo build --release -p cuda-hook && cargo test -p cuda-hook --test regressions -- --ignored --nocapture storm`
+///
+/// The GPU is a count of nanoseconds within the program: where launches go through another process, as to the simulated GPU,
+/// the time says most of all how the two wake each other.
+#[test]
+#[ignore = "a measurement of the release build"]
+fn a_storm_of_short_kernels_takes_at_most_a_hundredth_longer() {
+    const KERNEL: Duration = Duration::from_micros(2);
+    const LAUNCHES: u32 = 100_000;
+    let (fake, agent) = (Fake::build(), agent());
+    let mut ratios = (0..11)
+        .map(|_| {
+            let alone = fake.storm(None, LAUNCHES, KERNEL);
+            fake.storm(Some(&agent), LAUNCHES, KERNEL).as_secs_f64() / alone.as_secs_f64()
+        })
+        .collect::<Vec<_>>();
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios[ratios.len() / 2];
+    println!("a storm takes {median:.4} times as long ({:.4} to {:.4})", ratios[0], ratios[ratios.len() - 1]);
+    assert!((median - 1.0).abs() <= 0.01, "{ratios:?}");
+}

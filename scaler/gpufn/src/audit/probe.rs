@@ -25,8 +25,6 @@ const PTX: &str = include_str!("spin_us.ptx");
 const REPORT: Duration = Duration::from_millis(10);
 /// Launches whose time is taken to learn how long a kernel really is.
 const CALIBRATION: u32 = 20;
-/// Most launches of a storm that are queued: 1 ms of kernels of 2 µs, less than the hook lets a process queue.
-const STORM_QUEUE: u32 = 500;
 
 /// Arguments of the hidden command `gpufn audit-probe`.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,9 +44,6 @@ pub struct Args {
     /// Only measure how long each kernel is.
     #[arg(long)]
     calibrate: bool,
-    /// Only launch so many of the first kernel, and tell how long that took.
-    #[arg(long)]
-    storm: Option<u32>,
 }
 
 /// The words that start a probe with `load`.
@@ -74,10 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     say("ready")?;
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;
-    match args.storm {
-        Some(launches) => probe.storm(launches)?,
-        None => probe.run()?,
-    }
+    probe.run()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -211,20 +203,6 @@ impl Probe {
             say(&format!("kernel {micros} {each}"))?;
         }
         Ok(ExitCode::SUCCESS)
-    }
-
-    /// Launches as fast as it can, and waits now and then: with a queue that grows without end, the time would say how the
-    /// driver bears that, not what a launch costs.
-    fn storm(&mut self, launches: u32) -> anyhow::Result<()> {
-        let start = Instant::now();
-        for launch in 1..=launches {
-            self.next()?;
-            if launch % STORM_QUEUE == 0 {
-                self.stream.synchronize()?;
-            }
-        }
-        self.stream.synchronize()?;
-        say(&format!("storm {}", start.elapsed().as_nanos()))
     }
 }
 

@@ -128,7 +128,7 @@ async fn in_real_time(
         take(change::run(&programs, effort).await);
     }
     if wanted(Part::Cost) {
-        take(cost::run(&programs, effort).await);
+        take(cost::run());
     }
     Ok((figures, failures))
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -88,10 +89,23 @@ impl Fake {
     pub(crate) fn nanos(&self, agent: Option<&NodeAgent>, times: u32) -> f64 {
         let mut command = Command::new(self.path("launcher"));
         self.launching(&mut command, agent, times);
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+        said(&mut command)
     }
+
+    /// How long `times` kernels of `kernel` take from the first launch to the end of the last, launched as fast as it goes.
+    pub(crate) fn storm(&self, agent: Option<&NodeAgent>, times: u32, kernel: Duration) -> Duration {
+        let mut command = Command::new(self.path("launcher"));
+        self.launching(&mut command, agent, times);
+        command.arg("storm").env("FAKE_KERNEL_NS", kernel.as_nanos().to_string());
+        Duration::from_secs_f64(said(&mut command) / 1e9)
+    }
+}
+
+/// The number that a program prints.
+fn said(command: &mut Command) -> f64 {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
 }
 
 fn released() -> PathBuf {
