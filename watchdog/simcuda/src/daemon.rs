@@ -248,8 +248,10 @@ impl State {
             let index = u8::try_from(index).unwrap_or(u8::MAX);
             for notice in gpu.take_notices() {
                 let (client, reply) = reply(index, &notice);
-                if let Some(peer) = self.peers.get_mut(&client) {
-                    peer.outbox.send(&reply);
+                let Some(peer) = self.peers.get_mut(&client) else { continue };
+                match reply {
+                    Reply::Recorded { .. } => peer.outbox.add(&reply),
+                    _ => peer.outbox.send(&reply),
                 }
             }
         }
@@ -289,6 +291,7 @@ impl State {
 fn reply(gpu: u8, notice: &Notice) -> (ClientId, Reply) {
     match *notice {
         Notice::Completed { client, tag, at } => (client, Reply::Completed { tag, at }),
+        Notice::Recorded { client, event, tag, at } => (client, Reply::Recorded { event: event.0, tag, at }),
         Notice::HostDue { client, stream, tag } => (client, Reply::HostDue { gpu, stream: stream.0, tag }),
         Notice::Reached { client, token, at, retired } => {
             (client, Reply::Done { token, status: status::OK, values: [at.0, retired] })

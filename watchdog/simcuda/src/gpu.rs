@@ -56,6 +56,17 @@ pub enum Notice {
         /// When it was done.
         at: Nanos,
     },
+    /// The latest record of an event is done. Nobody is to be woken for that.
+    Recorded {
+        /// Whose event.
+        client: ClientId,
+        /// Which.
+        event: EventId,
+        /// The client's number for the operation.
+        tag: u64,
+        /// When it was done.
+        at: Nanos,
+    },
     /// A host function is due; the stream stands still until [`Gpu::host_done`].
     HostDue {
         /// Whose operation.
@@ -501,9 +512,10 @@ impl Gpu {
 impl Notice {
     fn client(&self) -> ClientId {
         match self {
-            Self::Completed { client, .. } | Self::HostDue { client, .. } | Self::Reached { client, .. } => {
-                *client
-            }
+            Self::Completed { client, .. }
+            | Self::Recorded { client, .. }
+            | Self::HostDue { client, .. }
+            | Self::Reached { client, .. } => *client,
         }
     }
 }

@@ -143,6 +143,8 @@ pub enum Reply {
     Completed { tag: u64, at: Nanos },
     /// A host function is due.
     HostDue { gpu: u8, stream: u32, tag: u64 },
+    /// The latest record of an event is done. Comes along with whatever comes next.
+    Recorded { event: u32, tag: u64, at: Nanos },
 }
 
 struct Writer<'a> {
@@ -360,6 +362,7 @@ impl Reply {
             }
             Self::Completed { tag, at } => w.u8(2).u64(tag).u64(at.0),
             Self::HostDue { gpu, stream, tag } => w.u8(3).u8(gpu).u32(stream).u64(tag),
+            Self::Recorded { event, tag, at } => w.u8(4).u32(event).u64(tag).u64(at.0),
         }
         .end();
     }
@@ -372,6 +375,7 @@ impl Reply {
             1 => Self::Done { token: r.u64()?, status: r.u32()?, values: [r.u64()?, r.u64()?] },
             2 => Self::Completed { tag: r.u64()?, at: Nanos(r.u64()?) },
             3 => Self::HostDue { gpu: r.u8()?, stream: r.u32()?, tag: r.u64()? },
+            4 => Self::Recorded { event: r.u32()?, tag: r.u64()?, at: Nanos(r.u64()?) },
             _ => return Err(Malformed("unknown reply")),
         };
         r.end(reply)

@@ -100,11 +100,12 @@ fn synchronize(event: &Event) -> Result {
         shared.wait();
         return Ok(());
     }
-    if !event.is_recorded() {
+    let driver = driver()?;
+    if !event.is_recorded() || driver.link.recorded_at(event.id).is_some() {
         return Ok(());
     }
     let (gpu, scope) = (event.gpu, event.scope());
-    driver()?.link.call(|token| Request::Watch { token, gpu, scope }).map(|_| ())
+    driver.link.call(|token| Request::Watch { token, gpu, scope }).map(|_| ())
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)] // The interface's type.
@@ -116,6 +117,9 @@ fn elapsed(out: Out<f32>, start: Handle, end: Handle) -> Result {
     }
     let time = |of: &Event| {
         let (gpu, event) = (of.gpu, of.id);
+        if let Some(at) = driver.link.recorded_at(event) {
+            return Ok(at.0);
+        }
         driver.link.call(|token| Request::EventTime { token, gpu, event }).map(|[at, _]| at)
     };
     let (from, to) = (time(&start)?, time(&end)?);
@@ -139,7 +143,7 @@ driver! {
     fn [cuEventDestroy cuEventDestroy_v2] (event: Handle) {
         let driver = driver()?;
         let event = driver.events.remove(event)?;
-        driver.link.send(&Request::DestroyEvent { gpu: event.gpu, event: event.id })
+        driver.link.forget_event(event.gpu, event.id)
     }
 
     fn [cuEventRecord | cuEventRecord_ptsz] default (event: Handle, stream: Handle) {
@@ -164,7 +168,7 @@ driver! {
         if let Some(shared) = &event.shared {
             return if shared.is_done() { Ok(()) } else { Err(CudaError::NOT_READY) };
         }
-        if !event.is_recorded() {
+        if !event.is_recorded() || driver.link.recorded_at(event.id).is_some() {
             return Ok(());
         }
         let (gpu, scope) = (event.gpu, event.scope());

@@ -10,6 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
+use gpu_share::units::Nanos;
+
 use crate::card::Device;
 use crate::signals::without_signals;
 use crate::socket::send_all;
@@ -28,6 +30,13 @@ const LOOK: std::time::Duration = std::time::Duration::from_micros(100);
 
 type Answer = (u32, [u64; 2]);
 
+/// The latest record of an event: its number, and when it was done, as far as that is known.
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    tag: u64,
+    at: Option<Nanos>,
+}
+
 /// A host function that is due.
 struct Due {
     gpu: u8,
@@ -43,6 +52,8 @@ pub(crate) struct Link {
     waiting: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
     effects: Mutex<HashMap<u64, Effect>>,
     conditions: Mutex<HashMap<u64, Condition>>,
+    /// Of events that were recorded. A real driver finds the times of events in memory that the GPU writes.
+    records: Mutex<HashMap<u32, Record>>,
     numbers: AtomicU64,
 }
 
@@ -72,6 +83,7 @@ impl Link {
             waiting: Mutex::default(),
             effects: Mutex::default(),
             conditions: Mutex::default(),
+            records: Mutex::default(),
             numbers: AtomicU64::new(1),
         });
         let (due, functions) = mpsc::channel();
@@ -123,7 +135,23 @@ impl Link {
         if let Some(effect) = effect {
             lock(&self.effects).insert(tag, effect);
         }
-        self.send(&Request::Submit { gpu, stream, tag, notify, task })
+        let request = Request::Submit { gpu, stream, tag, notify, task };
+        let Task::Record(event) = task else { return self.send(&request) };
+        // Records of one event are sent in the order in which they are noted here.
+        let mut records = lock(&self.records);
+        records.insert(event, Record { tag, at: None });
+        self.send(&request)
+    }
+
+    /// When the latest record of an event was done, if that is known to be over.
+    pub(crate) fn recorded_at(&self, event: u32) -> Option<Nanos> {
+        lock(&self.records).get(&event)?.at
+    }
+
+    /// The event is gone.
+    pub(crate) fn forget_event(&self, gpu: u8, event: u32) -> Result {
+        lock(&self.records).remove(&event);
+        self.send(&Request::DestroyEvent { gpu, event })
     }
 
     /// Queues a wait for a condition on a stream.
@@ -146,6 +174,13 @@ impl Link {
                     let effect = lock(&self.effects).remove(&tag);
                     if let Some(effect) = effect {
                         effect();
+                    }
+                }
+                Reply::Recorded { event, tag, at } => {
+                    if let Some(record) =
+                        lock(&self.records).get_mut(&event).filter(|record| record.tag == tag)
+                    {
+                        record.at = Some(at);
                     }
                 }
                 Reply::HostDue { gpu, stream, tag } => {

@@ -189,8 +189,9 @@ impl Gpu {
         }
         match op.work {
             Work::Record(event) => {
-                if let Some(event) = owner.events.get_mut(&event).filter(|event| event.point == point) {
-                    event.at = Some(self.clock);
+                if let Some(record) = owner.events.get_mut(&event).filter(|event| event.point == point) {
+                    record.at = Some(self.clock);
+                    self.notices.push(Notice::Recorded { client, event, tag: op.tag, at: self.clock });
                 }
             }
             Work::Release(bytes) => {
