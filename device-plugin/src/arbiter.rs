@@ -238,6 +238,16 @@ impl Arbiter {
         self.hold.as_ref().is_some_and(|hold| hold.process == process)
     }
 
+    /// Whether the binding is in this row.
+    pub fn has(&self, id: &BindingId) -> bool {
+        self.members.contains_key(id)
+    }
+
+    /// Processes of a binding that have work and no right to run, in the order of their turns.
+    pub fn waiting(&self, id: &BindingId) -> Vec<ProcessId> {
+        self.members.get(id).map(|member| member.wanting.iter().copied().collect()).unwrap_or_default()
+    }
+
     /// Whether the binding has work and no right to run.
     pub fn wants(&self, id: &BindingId) -> bool {
         self.members.get(id).is_some_and(|member| !member.wanting.is_empty())

@@ -119,7 +119,9 @@ impl From<ControlError> for Failure {
     fn from(error: ControlError) -> Self {
         let status = match &error {
             ControlError::Refused(Refusal::Unknown(_) | Refusal::UnknownGpu(_)) => StatusCode::NOT_FOUND,
-            ControlError::Refused(Refusal::NoRoom { .. } | Refusal::Exists(_)) => StatusCode::CONFLICT,
+            ControlError::Refused(Refusal::NoRoom { .. } | Refusal::Exists(_) | Refusal::Unhealthy(_)) => {
+                StatusCode::CONFLICT
+            }
             ControlError::State(_) => StatusCode::INTERNAL_SERVER_ERROR,
             ControlError::Mps(_) | ControlError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         };

@@ -133,9 +133,13 @@ impl Node {
 
     /// Binds a share; grants that had to make room for its floor shrink.
     pub fn bind(&mut self, id: BindingId, bind: Bind, now: Nanos) -> Result<(Binding, Vec<Effect>), Refusal> {
-        let (binding, withdrawn) = self.ledger.bind(id, bind.owner, bind.share)?;
+        let (binding, displaced) = self.ledger.bind(id, bind.owner, bind.share)?;
+        // Before the new one joins: its row may be what they leave.
+        for moved in displaced.moved {
+            self.change_row(&moved, now);
+        }
         self.join(&binding, Account::default(), now);
-        self.withdrawn(withdrawn, now);
+        self.withdrawn(displaced.withdrawn, now);
         Ok((binding, self.take_effects()))
     }
 
@@ -335,10 +339,29 @@ impl Node {
 
     fn join(&mut self, binding: &Binding, account: Account, now: Nanos) {
         self.accounts.insert(binding.id.clone(), account);
+        self.enter_row(binding, now);
+    }
+
+    fn enter_row(&mut self, binding: &Binding, now: Nanos) {
         let key = (binding.gpu.clone(), binding.row);
         let row = self.rows.entry(key).or_insert_with(|| Arbiter::new(self.rules));
         let decided = row.step(arbiter::Event::Join(binding.id.clone(), terms(binding)), now);
         self.translate(decided);
+    }
+
+    /// The ledger moved a binding: it leaves the arbiter that it is with, which ends its hold, and waits with the one of its
+    /// row. A kernel that runs runs to its end.
+    fn change_row(&mut self, id: &BindingId, now: Nanos) {
+        let Ok(binding) = self.ledger.get(id).cloned() else { return };
+        let old = self.rows.iter_mut().find(|((gpu, _), row)| *gpu == binding.gpu && row.has(id));
+        let Some((_, old)) = old else { return };
+        let waiting = old.waiting(id);
+        let decided = old.step(arbiter::Event::Leave(id.clone()), now);
+        self.translate(decided);
+        self.enter_row(&binding, now);
+        for process in waiting {
+            self.arbitrate(&binding, arbiter::Event::Want(id.clone(), process), now);
+        }
     }
 
     /// A parked binding whose process waits to run gets its floor.

@@ -12,15 +12,26 @@
 //! ```
 //!
 //! from which Σ s·floor ≤ 1 and Σ s·grant ≤ 1 follow. Floors beat grants: whoever needs its floor gets it, and what
-//! others hold above theirs is taken back.
+//! others hold above theirs is taken back. A GPU that is not healthy takes no new bindings and keeps those that it has.
+//!
+//! Bindings don't change their GPU. They change their row if a wide one would otherwise find no place: see
+//! [`Displaced::moved`].
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::binding::{Binding, BindingId, GpuId, Owner};
 use crate::share::Share;
-use crate::units::{Area, Bytes, Quota, SmShare, Units};
+use crate::units::{Area, Bytes, Quota, SmShare};
+
+pub use units::Offer;
+
+use place::{Merge, Rows};
+
+mod place;
+mod units;
 
 /// How processes of different containers use a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,48 +82,102 @@ pub enum Refusal {
     /// The node has no such GPU.
     #[error("GPU {0} is not on this node")]
     UnknownGpu(GpuId),
+    /// The GPU takes no new bindings.
+    #[error("GPU {0} is unhealthy, allowed is a healthy one")]
+    Unhealthy(GpuId),
 }
 
 /// Grants that had to shrink so that a floor could be kept: binding and its new grant.
 pub type Withdrawn = Vec<(BindingId, Quota)>;
 
+/// What a new binding meant for others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Displaced {
+    /// Grants that shrank.
+    pub withdrawn: Withdrawn,
+    /// Bindings that are in another row now, as [`Binding::row`] says: they share a row that they had for themselves, so that
+    /// the new one has width. Their floors and grants are kept, unless `withdrawn` says otherwise.
+    pub moved: Vec<BindingId>,
+}
+
 /// A node's GPUs and what is bound on them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     gpus: BTreeMap<GpuId, Gpu>,
+    /// GPUs that take no new bindings.
+    unhealthy: BTreeSet<GpuId>,
     bindings: BTreeMap<BindingId, Binding>,
+}
+
+/// Where a share would go on one GPU.
+#[derive(Debug)]
+struct Place {
+    merges: Vec<Merge>,
+    row: u32,
 }
 
 impl Ledger {
     /// A ledger of `gpus` with nothing bound.
     pub fn new(gpus: impl IntoIterator<Item = Gpu>) -> Self {
         let gpus = gpus.into_iter().map(|gpu| (gpu.id.clone(), gpu)).collect();
-        Self { gpus, bindings: BTreeMap::new() }
+        Self { gpus, ..Self::default() }
     }
 
-    /// Binds `share` where it fits best: on the GPU that it leaves the least room on, so that large holes stay whole.
+    /// The GPU that `share` fits best: of the healthy ones with room, the one that it leaves the least room on, so that large
+    /// holes stay whole.
     ///
-    /// It starts with its floor. Grants that had to make room come back with it.
+    /// Room is what one more binding could cost at most, the smaller of free time and free memory: a share with much memory
+    /// goes where the time is sold already. GPUs on which no binding has to move come first, ties are broken by the
+    /// driver's order.
+    pub fn best_fit(&self, share: &Share) -> Option<&Gpu> {
+        let fitting = self.gpus.values().filter_map(|gpu| Some((self.place(gpu, share)?, gpu)));
+        let best = fitting.min_by_key(|(place, gpu)| {
+            let (least, sum) = self.room_after(gpu, share);
+            (place.merges.len(), least, sum, gpu.index)
+        });
+        best.map(|(_, gpu)| gpu)
+    }
+
+    /// Binds `share` on the GPU that it fits best.
+    ///
+    /// It starts with its floor. What that meant for others comes back with it.
     pub fn bind(
         &mut self,
         id: BindingId,
         owner: Owner,
         share: Share,
-    ) -> Result<(Binding, Withdrawn), Refusal> {
+    ) -> Result<(Binding, Displaced), Refusal> {
+        let Some(gpu) = self.best_fit(&share).map(|gpu| gpu.id.clone()) else {
+            return Err(if self.bindings.contains_key(&id) {
+                Refusal::Exists(id)
+            } else {
+                self.no_room(&share)
+            });
+        };
+        self.bind_on(&gpu, id, owner, share)
+    }
+
+    /// Binds `share` on `gpu`, which somebody else has chosen.
+    pub fn bind_on(
+        &mut self,
+        gpu: &GpuId,
+        id: BindingId,
+        owner: Owner,
+        share: Share,
+    ) -> Result<(Binding, Displaced), Refusal> {
         if self.bindings.contains_key(&id) {
             return Err(Refusal::Exists(id));
         }
-        let place = self
-            .gpus
-            .values()
-            .filter_map(|gpu| Some((self.free_memory(gpu), gpu, self.row_for(gpu, &share)?)))
-            .filter(|(free, ..)| *free >= share.memory)
-            .min_by_key(|(free, gpu, _)| (*free, gpu.index));
-        let Some((_, gpu, row)) = place else { return Err(self.no_room(&share)) };
-        let binding = Binding { id: id.clone(), owner, gpu: gpu.id.clone(), share, grant: Quota::ZERO, row };
-        self.bindings.insert(id.clone(), binding.clone());
-        let withdrawn = self.restore_floor(&binding);
-        Ok((Binding { grant: share.floor, ..binding }, withdrawn))
+        let Some(card) = self.gpus.get(gpu) else { return Err(Refusal::UnknownGpu(gpu.clone())) };
+        if !self.is_healthy(gpu) {
+            return Err(Refusal::Unhealthy(gpu.clone()));
+        }
+        let Some(Place { merges, row }) = self.place(card, &share) else { return Err(self.no_room(&share)) };
+        let (moved, mut withdrawn) = self.merge(gpu, &merges);
+        let binding = Binding { id: id.clone(), owner, gpu: gpu.clone(), share, grant: Quota::ZERO, row };
+        self.bindings.insert(id, binding.clone());
+        withdrawn.extend(self.restore_floor(&binding));
+        Ok((Binding { grant: share.floor, ..binding }, Displaced { withdrawn: latest(withdrawn), moved }))
     }
 
     /// Takes over a binding as a checkpoint has it, if it still fits exactly there.
@@ -131,6 +196,25 @@ impl Ledger {
         }
         *self = after;
         Ok(())
+    }
+
+    /// Changes what a binding asks for, on its GPU and in its row; returns the binding as it is now.
+    ///
+    /// Its grant stays as far as the new share and the row allow, and is at least the new floor, unless it is parked. What
+    /// does not fit changes nothing.
+    pub fn resize(&mut self, id: &BindingId, share: Share) -> Result<(Binding, Withdrawn), Refusal> {
+        let before = self.get(id)?.clone();
+        let Some(gpu) = self.gpus.get(&before.gpu) else { return Err(Refusal::UnknownGpu(before.gpu)) };
+        let rows = Rows::of(gpu.sharing, self.bindings_on(&gpu.id).filter(|b| b.id != *id));
+        let memory = self.free_memory(gpu) + before.share.memory;
+        if share.memory > memory || !rows.admits(before.row, &share) {
+            return Err(self.no_room(&share));
+        }
+        let parked = before.is_parked();
+        let binding = Binding { share, grant: Quota::ZERO, ..before.clone() };
+        self.bindings.insert(id.clone(), binding);
+        let withdrawn = if parked { Withdrawn::new() } else { self.grant(id, before.grant)?.1 };
+        Ok((self.get(id)?.clone(), withdrawn))
     }
 
     /// Ends a binding; its time and memory are free.
@@ -192,18 +276,27 @@ impl Ledger {
         self.gpus.get(id)
     }
 
+    /// Notes whether a GPU takes new bindings. Those that are on it stay as they are.
+    pub fn set_healthy(&mut self, gpu: &GpuId, healthy: bool) -> Result<(), Refusal> {
+        if !self.gpus.contains_key(gpu) {
+            return Err(Refusal::UnknownGpu(gpu.clone()));
+        }
+        if healthy {
+            self.unhealthy.remove(gpu);
+        } else {
+            self.unhealthy.insert(gpu.clone());
+        }
+        Ok(())
+    }
+
+    /// Whether a GPU takes new bindings.
+    pub fn is_healthy(&self, gpu: &GpuId) -> bool {
+        self.gpus.contains_key(gpu) && !self.unhealthy.contains(gpu)
+    }
+
     /// Memory of a GPU that is not bound.
     pub fn free_memory(&self, gpu: &Gpu) -> Bytes {
         gpu.memory.saturating_sub(self.bindings_on(&gpu.id).map(|b| b.share.memory).sum())
-    }
-
-    /// Units of a GPU that no floor and no grant covers: what a scheduler may still count on.
-    pub fn free_units(&self, gpu: &Gpu, per_gpu: Units) -> Units {
-        let held: Area = self
-            .bindings_on(&gpu.id)
-            .map(|b| b.share.dominant_at(b.grant.max(b.share.floor), gpu.memory))
-            .sum();
-        Units(per_gpu.0.saturating_sub(held.units(per_gpu).0))
     }
 
     /// Whether everything in the module's head holds; if not, what does not.
@@ -213,15 +306,13 @@ impl Ledger {
             if memory > gpu.memory {
                 return Err(format!("GPU {}: {memory} bound on a card of {}", gpu.id, gpu.memory));
             }
-            let mut width = 0;
-            for row in self.rows(gpu).values() {
-                width += u32::from(row.width(gpu).percent());
-                if row.floors > Quota::WHOLE.ppm() || row.grants > Quota::WHOLE.ppm() {
-                    return Err(format!("GPU {}: a row's floors or grants sum to more than 100 %", gpu.id));
-                }
+            let rows = self.rows(gpu);
+            let whole = Quota::WHOLE.ppm();
+            if rows.iter().any(|row| row.floors > whole || row.grants > whole) {
+                return Err(format!("GPU {}: a row's floors or grants sum to more than 100 %", gpu.id));
             }
-            if width > 100 {
-                return Err(format!("GPU {}: rows are {width} % wide", gpu.id));
+            if rows.width() > 100 {
+                return Err(format!("GPU {}: rows are {} % wide", gpu.id, rows.width()));
             }
         }
         match self.bindings.values().find(|b| {
@@ -233,50 +324,79 @@ impl Ledger {
         }
     }
 
-    /// The row that a new binding goes to: one of its own while there is width, so that it has nobody to wait for, else
-    /// the one that widens least, then the one with the most time left.
-    fn row_for(&self, gpu: &Gpu, share: &Share) -> Option<u32> {
-        let rows = self.rows(gpu);
-        let used: u32 = rows.values().map(|row| u32::from(row.width(gpu).percent())).sum();
-        let wanted = u32::from(if gpu.sharing == Sharing::Mps { share.sm } else { SmShare::WHOLE }.percent());
-        if used + wanted <= 100 {
-            return (0..u32::MAX).find(|index| !rows.contains_key(index));
+    /// Where `share` would go on `gpu`, if that is healthy and has room.
+    fn place(&self, gpu: &Gpu, share: &Share) -> Option<Place> {
+        if !self.is_healthy(&gpu.id) || self.free_memory(gpu) < share.memory {
+            return None;
         }
-        let growth = |row: &Row| wanted.saturating_sub(u32::from(row.width(gpu).percent()));
-        rows.iter()
-            .filter(|(_, row)| row.floors + share.floor.ppm() <= Quota::WHOLE.ppm())
-            .filter(|(_, row)| used + growth(row) <= 100)
-            .min_by_key(|(_, row)| (growth(row), row.width(gpu), row.floors))
-            .map(|(&index, _)| index)
+        let mut rows = self.rows(gpu);
+        let merges = rows.merges_for(share)?;
+        for &merge in &merges {
+            rows.merge(merge);
+        }
+        Some(Place { row: rows.fit(share)?, merges })
     }
 
-    fn rows(&self, gpu: &Gpu) -> BTreeMap<u32, Row> {
-        let mut rows = BTreeMap::<u32, Row>::new();
-        for binding in self.bindings_on(&gpu.id) {
-            let row = rows.entry(binding.row).or_default();
-            row.widest = row.widest.max(Some(binding.share.sm));
-            row.floors += binding.share.floor.ppm();
-            row.grants += binding.grant.ppm();
+    /// What `share` would leave on `gpu`: the smaller of unsold time and memory, and both together.
+    fn room_after(&self, gpu: &Gpu, share: &Share) -> (Area, Area) {
+        let time_of = |share: &Share| match gpu.sharing {
+            Sharing::Mps => Area::of_time(share.sm, share.floor),
+            Sharing::Exclusive => Area::of_time(SmShare::WHOLE, share.floor),
+        };
+        let sold = self.bindings_on(&gpu.id).map(|b| time_of(&b.share)).sum::<Area>() + time_of(share);
+        let bound = gpu.memory.saturating_sub(self.free_memory(gpu)) + share.memory;
+        let time = Area::GPU.saturating_sub(sold);
+        let memory = Area::GPU.saturating_sub(Area::of_memory(bound, gpu.memory));
+        (time.min(memory), time + memory)
+    }
+
+    /// Merges rows of `gpu`; who is in another row now, and which grants its new row has no time for.
+    fn merge(&mut self, gpu: &GpuId, merges: &[Merge]) -> (Vec<BindingId>, Withdrawn) {
+        let mut moved = Vec::new();
+        for merge in merges {
+            for binding in self.bindings.values_mut().filter(|b| b.gpu == *gpu && b.row == merge.from) {
+                binding.row = merge.into;
+                moved.push(binding.id.clone());
+            }
         }
-        rows
+        let mut withdrawn = Withdrawn::new();
+        for merge in merges {
+            let member = self.bindings_on(gpu).find(|b| b.row == merge.into).cloned();
+            withdrawn.extend(member.map(|member| self.take_excess(&member, None)).unwrap_or_default());
+        }
+        moved.sort();
+        moved.dedup();
+        (moved, withdrawn)
+    }
+
+    fn rows(&self, gpu: &Gpu) -> Rows {
+        Rows::of(gpu.sharing, self.bindings_on(&gpu.id))
     }
 
     fn row<'a>(&'a self, of: &'a Binding) -> impl Iterator<Item = &'a Binding> {
         self.bindings_on(&of.gpu).filter(|b| b.row == of.row)
     }
 
-    /// Raises a binding to its floor, taking from the row's largest excesses first.
+    /// Raises a binding to its floor, taking from others what that needs.
     fn restore_floor(&mut self, binding: &Binding) -> Withdrawn {
         let floor = binding.share.floor;
         if self.get(&binding.id).is_ok_and(|b| b.grant >= floor) {
-            return Vec::new();
+            return Withdrawn::new();
         }
-        let mut others: Vec<_> = self.row(binding).filter(|b| b.id != binding.id).cloned().collect();
-        let granted: u32 = others.iter().map(|b| b.grant.ppm()).sum();
-        let mut missing = (granted + floor.ppm()).saturating_sub(Quota::WHOLE.ppm());
-        others.sort_by_key(|b| core::cmp::Reverse(b.grant.saturating_sub(b.share.floor)));
-        let mut withdrawn = Vec::new();
-        for other in others {
+        self.set_grant(&binding.id, floor);
+        self.take_excess(binding, Some(&binding.id))
+    }
+
+    /// Shrinks grants in the row of `member` until they sum to at most the whole time, the largest excesses over floors
+    /// first, but never that of `spared`.
+    fn take_excess(&mut self, member: &Binding, spared: Option<&BindingId>) -> Withdrawn {
+        let mut members: Vec<_> = self.row(member).cloned().collect();
+        let granted: u32 = members.iter().map(|b| b.grant.ppm()).sum();
+        let mut missing = granted.saturating_sub(Quota::WHOLE.ppm());
+        members.retain(|b| Some(&b.id) != spared);
+        members.sort_by_key(|b| Reverse(b.grant.saturating_sub(b.share.floor)));
+        let mut withdrawn = Withdrawn::new();
+        for other in members {
             let excess = other.grant.saturating_sub(other.share.floor).ppm().min(missing);
             if excess > 0 {
                 missing -= excess;
@@ -285,7 +405,6 @@ impl Ledger {
                 withdrawn.push((other.id, grant));
             }
         }
-        self.set_grant(&binding.id, floor);
         withdrawn
     }
 
@@ -301,19 +420,12 @@ impl Ledger {
     }
 }
 
-/// What the members of one row sum to.
-#[derive(Debug, Default)]
-struct Row {
-    widest: Option<SmShare>,
-    floors: u32,
-    grants: u32,
+/// Of several changes of one grant only the last.
+fn latest(withdrawn: Withdrawn) -> Withdrawn {
+    withdrawn.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect()
 }
 
-impl Row {
-    fn width(&self, gpu: &Gpu) -> SmShare {
-        self.widest.filter(|_| gpu.sharing == Sharing::Mps).unwrap_or(SmShare::WHOLE)
-    }
-}
-
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

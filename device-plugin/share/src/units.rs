@@ -184,6 +184,18 @@ impl Area {
     pub fn units(self, per_gpu: Units) -> Units {
         Units((self.0 * u64::from(per_gpu.0)).div_ceil(Self::GPU.0) as u32)
     }
+
+    /// The whole number of `per_gpu`-ths of a GPU that this area covers.
+    #[allow(clippy::cast_possible_truncation)] // At most what `units` gives.
+    pub fn whole_units(self, per_gpu: Units) -> Units {
+        Units((self.0 * u64::from(per_gpu.0) / Self::GPU.0) as u32)
+    }
+
+    /// What is left after taking `other` away, at least nothing.
+    #[must_use]
+    pub fn saturating_sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
 }
 
 impl Add for Area {

@@ -144,6 +144,43 @@ fn a_released_binding_closes_its_connections() {
     assert_eq!(node.want(ProcessId(1), MS), []);
 }
 
+#[test]
+fn a_binding_whose_row_is_merged_ends_its_hold_and_waits_for_its_turn_in_the_other() {
+    let gpu = Gpu {
+        id: GpuId("GPU-1".into()),
+        index: 0,
+        name: "simulated".into(),
+        memory: Bytes::gib(16),
+        sharing: Sharing::Mps,
+    };
+    let mut node = Node::new([gpu], Units::PER_GPU, Rules::default());
+    let share =
+        |sm| Share::new(SmShare::from_percent(sm).unwrap(), quota(30), quota(100), Bytes::gib(1)).unwrap();
+    for (process, name) in [(1, "a"), (2, "b")] {
+        node.bind(id(name), Bind { owner: Owner::default(), share: share(50) }, MS).unwrap();
+        node.attach(ProcessId(process), &id(name), 7, Bytes::ZERO).unwrap();
+        node.want(ProcessId(process), MS);
+    }
+    let holds = |node: &Node, name| node.accounts[&id(name)].rights[0] % 2 == 1;
+    assert!(holds(&node, "a") && holds(&node, "b"), "each has a row of its own");
+
+    let (wide, effects) =
+        node.bind(id("c"), Bind { owner: Owner::default(), share: share(100) }, MS + MS).unwrap();
+    assert_eq!(node.ledger().check(), Ok(()));
+    let row = |node: &Node, name| node.ledger().get(&id(name)).unwrap().row;
+    assert_eq!([row(&node, "a"), row(&node, "b")], [wide.row, wide.row]);
+    let (kept, moved, process) = if holds(&node, "a") { ("a", "b", 2) } else { ("b", "a", 1) };
+    assert!(!holds(&node, moved), "{effects:?}");
+    assert!(effects.contains(&Effect::Right { binding: id(moved), slot: 0, right: 2 }));
+
+    // It ends what it runs, and says that it has more: its turn comes when the other's is over.
+    let report = Report { right: 1, used: MS, more: true, ..Report::default() };
+    node.give_back(ProcessId(process), &report, MS + MS);
+    assert!(!holds(&node, moved) && holds(&node, kept));
+    node.give_back(ProcessId(3 - process), &Report { right: 1, used: MS, ..Report::default() }, MS + MS + MS);
+    assert!(holds(&node, moved) && !holds(&node, kept));
+}
+
 /// What containers and controllers may do, in any order.
 #[derive(Clone, Debug)]
 enum Act {
