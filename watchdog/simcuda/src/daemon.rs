@@ -3,9 +3,11 @@
 //! What happens on a GPU is decided in [`crate::gpu`]; here are the clock, the threads and the sockets.
 
 mod connection;
+mod faults;
 mod outbox;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,6 +23,7 @@ use crate::gpu::{ClientId, Config, Gpu, Mode, Notice};
 use crate::stats::{ClientStats, GpuStats, Stats};
 use crate::wire::{Reply, status};
 
+use self::faults::FaultBook;
 use self::outbox::Outbox;
 
 /// How many processes that have ended stay in the statistics.
@@ -42,6 +45,8 @@ pub struct Options {
     pub config: Config,
     /// How long kernels take.
     pub costs: Costs,
+    /// Where the lines go that a driver would write to the kernel's log, if anywhere.
+    pub kernel_log: Option<File>,
 }
 
 /// A daemon that listens but does not serve yet.
@@ -59,6 +64,7 @@ struct Shared {
     costs: Costs,
     devices: Vec<Device>,
     mode: Mode,
+    faults: FaultBook,
 }
 
 #[derive(Debug)]
@@ -102,6 +108,7 @@ impl Daemon {
             costs: options.costs,
             devices: (0..options.gpus).map(device).collect(),
             mode,
+            faults: FaultBook::new(options.gpus as usize, options.kernel_log),
         };
         Ok(Self { listener, shared: Arc::new(shared), socket: options.socket })
     }
@@ -203,8 +210,9 @@ impl Shared {
             .map(|&(id, pid)| (id, pid, false))
             .chain(state.peers.iter().map(|(&id, peer)| (id, peer.pid, true)))
             .collect();
+        let faults = self.faults.lock().clone();
         let mut gpus = Vec::new();
-        for (gpu, device) in state.gpus.iter_mut().zip(&self.devices) {
+        for (index, (gpu, device)) in state.gpus.iter_mut().zip(&self.devices).enumerate() {
             gpu.advance(now);
             let clients = known.iter().map(|&(id, pid, alive)| client_stats(gpu, id, pid, alive));
             let (free, total) = gpu.memory();
@@ -213,12 +221,14 @@ impl Shared {
                 memory_used: total.saturating_sub(free).0,
                 busy_ns: gpu.busy().0,
                 utilization: gpu.utilization(),
+                lost: faults.condition(index).lost,
+                recovery: faults.condition(index).recovery,
                 clients: clients.collect(),
             });
         }
         self.publish(&mut state);
         let mode = if self.mode == Mode::Mps { "mps" } else { "exclusive" };
-        Stats { mode: mode.into(), now_ns: now.0, gpus }
+        Stats { mode: mode.into(), now_ns: now.0, hung: faults.hung(), events: faults.count(), gpus }
     }
 }
 

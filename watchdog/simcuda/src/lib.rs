@@ -11,6 +11,7 @@ pub mod card;
 pub mod cost;
 pub mod daemon;
 mod driver;
+pub mod fault;
 pub mod gpu;
 mod nvml;
 pub mod ptx;

@@ -1,5 +1,6 @@
 //! `simgpu`: the daemon that simulates GPUs. Reads the command line and the files it names; serves until a signal.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -51,6 +52,9 @@ struct Arguments {
     /// Cost table of kernels: lines `pattern ns [ns_per_block]`, `*` stands for any characters
     #[arg(long, value_name = "FILE")]
     costs: Option<PathBuf>,
+    /// File for the lines that a driver would write to the kernel's log
+    #[arg(long, value_name = "FILE")]
+    kernel_log: Option<PathBuf>,
     /// Log in JSON lines
     #[arg(long)]
     json_logs: bool,
@@ -119,7 +123,13 @@ fn options(arguments: Arguments) -> anyhow::Result<Options> {
     config.context_memory = arguments.context_memory;
     config.context_time = Nanos::from_millis(arguments.context_ms);
     let costs = costs(arguments.profiles.as_deref(), arguments.costs.as_deref())?;
-    Ok(Options { socket: arguments.socket, gpus: arguments.gpus, card, config, costs })
+    let kernel_log = arguments.kernel_log.as_deref().map(appended).transpose()?;
+    Ok(Options { socket: arguments.socket, gpus: arguments.gpus, card, config, costs, kernel_log })
+}
+
+fn appended(path: &Path) -> anyhow::Result<File> {
+    let file = File::options().create(true).append(true).open(path);
+    file.with_context(|| format!("--kernel-log is {}, allowed is a file that can be written", path.display()))
 }
 
 fn costs(profiles: Option<&Path>, table: Option<&Path>) -> anyhow::Result<Costs> {

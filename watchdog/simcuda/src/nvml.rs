@@ -3,6 +3,7 @@
 //! It shows all GPUs, and processes as the daemon sees them. What a simulation does not have (temperature, power,
 //! clocks) is not supported, as on cards without such sensors.
 
+mod events;
 mod query;
 
 use std::ffi::{CStr, c_char};
@@ -13,6 +14,7 @@ use crate::card::Device;
 use crate::driver::{Handle, Out, Text};
 use crate::stats::{ClientStats, GpuStats};
 
+use self::events::EventData;
 use self::query::stats;
 
 /// A result other than success.
@@ -28,6 +30,7 @@ impl NvmlError {
     const NOT_FOUND: Self = Self(6);
     const INSUFFICIENT_SIZE: Self = Self(7);
     const DRIVER_NOT_LOADED: Self = Self(9);
+    const TIMEOUT: Self = Self(10);
     const GPU_IS_LOST: Self = Self(15);
     const UNKNOWN: Self = Self(999);
 }
@@ -74,25 +77,26 @@ fn gpus() -> Result<Vec<GpuStats>> {
     if USERS.load(Ordering::Relaxed) == 0 {
         return Err(NvmlError::UNINITIALIZED);
     }
-    stats().map(|stats| stats.gpus).map_err(|_| NvmlError::GPU_IS_LOST)
+    Ok(stats()?.gpus)
 }
 
 fn gpu(handle: Handle) -> Result<GpuStats> {
     let index = handle.checked_sub(FIRST_DEVICE).ok_or(NvmlError::INVALID_ARGUMENT)?;
-    gpus()?.into_iter().nth(index).ok_or(NvmlError::INVALID_ARGUMENT)
+    let gpu = gpus()?.into_iter().nth(index).ok_or(NvmlError::INVALID_ARGUMENT)?;
+    if gpu.lost { Err(NvmlError::GPU_IS_LOST) } else { Ok(gpu) }
 }
 
 fn handle_of(out: Out<Handle>, wanted: impl Fn(&Device) -> bool) -> Result {
-    let index = gpus()?.iter().position(|gpu| wanted(&gpu.device)).ok_or(NvmlError::NOT_FOUND)?;
+    let gpus = gpus()?;
+    let index = gpus.iter().position(|gpu| wanted(&gpu.device)).ok_or(NvmlError::NOT_FOUND)?;
+    if gpus[index].lost {
+        return Err(NvmlError::GPU_IS_LOST);
+    }
     Ok(out.set(FIRST_DEVICE + index)?)
 }
 
 fn initialise() -> Result {
-    if let Err(error) = stats() {
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), "simcuda: no GPU: {error}");
-        return Err(NvmlError::DRIVER_NOT_LOADED);
-    }
+    query::reach()?;
     USERS.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }
@@ -239,6 +243,32 @@ struct Utilization {
     memory: u32,
 }
 
+/// `nvmlFieldValue_t`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct FieldValue {
+    field: u32,
+    scope: u32,
+    timestamp: i64,
+    latency: i64,
+    kind: u32,
+    result: u32,
+    value: u64,
+}
+
+/// `NVML_FI_DEV_GET_GPU_RECOVERY_ACTION`, the only field that is simulated.
+const RECOVERY_ACTION: u32 = 230;
+/// `NVML_VALUE_TYPE_UNSIGNED_INT`.
+const UNSIGNED_INT: u32 = 1;
+
+fn field(asked: FieldValue, gpu: &GpuStats) -> FieldValue {
+    if asked.field == RECOVERY_ACTION {
+        FieldValue { kind: UNSIGNED_INT, result: 0, value: gpu.recovery.into(), ..asked }
+    } else {
+        FieldValue { result: NvmlError::NOT_SUPPORTED.0, ..asked }
+    }
+}
+
 nvml! {
     fn [nvmlInit nvmlInit_v2] () {
         initialise()
@@ -373,6 +403,32 @@ nvml! {
         gpu(device)?;
         Err(NvmlError::NOT_SUPPORTED)
     }
+    fn [nvmlDeviceGetFieldValues] (device: Handle, count: i32, values: Out<FieldValue>) {
+        let gpu = gpu(device)?;
+        for index in 0..usize::try_from(count).map_err(|_| NvmlError::INVALID_ARGUMENT)? {
+            let value = field(values.get_at(index)?, &gpu);
+            values.set_at(index, value)?;
+        }
+        Ok(())
+    }
+    fn [nvmlDeviceGetSupportedEventTypes] (device: Handle, kinds: Out<u64>) {
+        gpu(device)?;
+        Ok(kinds.set(events::XID)?)
+    }
+    fn [nvmlEventSetCreate] (set: Out<Handle>) {
+        gpus()?;
+        events::create(set)
+    }
+    fn [nvmlDeviceRegisterEvents] (device: Handle, kinds: u64, set: Handle) {
+        events::register(device, kinds, set)
+    }
+    fn [nvmlEventSetWait nvmlEventSetWait_v2] (set: Handle, data: Out<EventData>, milliseconds: u32) {
+        gpus()?;
+        events::wait(set, data, milliseconds)
+    }
+    fn [nvmlEventSetFree] (set: Handle) {
+        events::free(set)
+    }
     fn [nvmlDeviceGetSerial] (device: Handle, _text: Out<u8>, _length: u32) {
         gpu(device)?;
         Err(NvmlError::NOT_SUPPORTED)
@@ -391,6 +447,7 @@ extern "C" fn nvmlErrorString(result: u32) -> *const c_char {
         6 => c"not found",
         7 => c"insufficient size",
         9 => c"driver not loaded: no simulated GPU answers",
+        10 => c"timeout",
         15 => c"the simulated GPU is lost",
         _ => c"unknown error",
     };

@@ -14,6 +14,12 @@ pub struct Stats {
     pub mode: String,
     /// The daemon's monotonic clock.
     pub now_ns: u64,
+    /// Calls of the management library hang, because somebody ordered so.
+    #[serde(default)]
+    pub hung: bool,
+    /// Number of the last Xid event.
+    #[serde(default)]
+    pub events: u64,
     /// The GPUs, by index.
     pub gpus: Vec<GpuStats>,
 }
@@ -30,6 +36,12 @@ pub struct GpuStats {
     pub busy_ns: u64,
     /// Part of the last second during which a kernel ran, in percent.
     pub utilization: u32,
+    /// It fell off the bus, because somebody ordered so.
+    #[serde(default)]
+    pub lost: bool,
+    /// What the driver says is to be done for it, 0 for nothing (`nvmlDeviceGpuRecoveryAction_t`).
+    #[serde(default)]
+    pub recovery: u32,
     /// Processes, those that ended lately included.
     pub clients: Vec<ClientStats>,
 }

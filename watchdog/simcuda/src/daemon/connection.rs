@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use gpu_share::units::{Bytes, SmShare};
 use rustix::net::sockopt::socket_peercred;
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use super::outbox::Outbox;
 use super::{Shared, State, monotonic};
 use crate::cost::Launch;
+use crate::fault::Order;
 use crate::gpu::{
     ClientId, ContextId, EventId, Gpu, GpuError, MemoryError, NewContext, Scope, StreamId, StreamKind, Work,
 };
@@ -21,6 +23,13 @@ use crate::wire::{self, HELLO, Reply, Request, Target, Task, status};
 #[serde(tag = "request", rename_all = "snake_case")]
 enum Question {
     Stats,
+    /// Xid events after a number, waited for.
+    Events {
+        after: u64,
+        wait_ms: u64,
+    },
+    #[serde(untagged)]
+    Order(Order),
 }
 
 pub(super) fn serve(mut stream: &UnixStream, shared: &Shared) {
@@ -43,6 +52,13 @@ fn answer_questions(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     for line in lines.lines() {
         let answer = match serde_json::from_str(&line?) {
             Ok(Question::Stats) => serde_json::to_string(&shared.stats())?,
+            Ok(Question::Events { after, wait_ms }) => {
+                serde_json::to_string(&shared.faults.events(after, Duration::from_millis(wait_ms)))?
+            }
+            Ok(Question::Order(order)) => match shared.faults.obey(order, &shared.devices) {
+                Ok(()) => serde_json::json!({ "done": true }).to_string(),
+                Err(error) => serde_json::json!({ "error": error }).to_string(),
+            },
             Err(error) => serde_json::json!({ "error": error.to_string() }).to_string(),
         };
         let mut out = stream;

@@ -55,6 +55,14 @@ impl<T> Out<T> {
         In(self.0.cast_const()).get()
     }
 
+    /// Reads element `index` of an array that the caller says is long enough.
+    pub(crate) fn get_at(self, index: usize) -> Result<T>
+    where
+        T: Copy,
+    {
+        In(self.0.cast_const()).at(index)
+    }
+
     pub(crate) fn is_null(&self) -> bool {
         self.0.is_null()
     }

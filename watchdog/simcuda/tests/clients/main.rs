@@ -243,6 +243,33 @@ fn without_a_daemon_there_is_no_device() {
 }
 
 #[test]
+fn faults_that_are_ordered_reach_whoever_listens_through_the_management_library() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let rig = Rig::start(&["--gpus", "2", "--kernel-log", log.path().to_str().unwrap()]);
+    let listener = rig.spawn("events", &[]);
+    listener.wait_for("ready");
+    rig.order(r#"{"request":"xid","gpu":1,"xid":13}"#);
+    rig.order(r#"{"request":"xid","gpu":0,"xid":31,"pid":4021}"#);
+    assert_eq!(listener.answer(), "31 true", "and not the one of another GPU");
+    rig.order(r#"{"request":"hang"}"#);
+    rig.order(r#"{"request":"xid","gpu":0,"xid":48}"#);
+    rig.order(r#"{"request":"lose","gpu":0}"#);
+    assert_eq!(rig.stats()["gpus"][0]["lost"], true, "who asks the daemon itself does not hang");
+    rig.order(r#"{"request":"resume"}"#);
+    assert_eq!(listener.answer(), "48 false", "a lost GPU does not know its name");
+    assert_eq!(listener.answer(), "79 false");
+    let end = listener.answer();
+    assert!(end.contains("fell off the bus") && end.ends_with("; the other true"), "{end}");
+    rig.order(r#"{"request":"return","gpu":0}"#);
+    assert_eq!(rig.stats()["gpus"][0]["lost"], false);
+    assert!(rig.ask(r#"{"request":"lose","gpu":2}"#)["error"].is_string());
+
+    let lines = std::fs::read_to_string(log.path()).unwrap();
+    assert!(lines.contains("NVRM: Xid (PCI:0000:51:00): 31, pid=4021, name="), "{lines}");
+    assert!(lines.contains("NVRM: Xid (PCI:0000:51:00): 79, pid='<unknown>', name="), "{lines}");
+}
+
+#[test]
 fn a_termination_signal_removes_the_socket() {
     let mut rig = Rig::start(&[]);
     assert!(rig.socket().exists());

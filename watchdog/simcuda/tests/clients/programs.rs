@@ -26,6 +26,7 @@ pub(crate) fn run(name: &str) {
         "saturate" => saturate(),
         "hoard" => hoard(),
         "management" => answer(&management::describe()),
+        "events" => management::events(),
         "resolve" => answer(&management::resolve()),
         "graph" => answer(&graph()),
         "order" => answer(&order()),

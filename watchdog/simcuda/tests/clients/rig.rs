@@ -97,11 +97,21 @@ impl Rig {
     }
 
     pub(crate) fn stats(&self) -> Value {
+        self.ask(r#"{"request":"stats"}"#)
+    }
+
+    /// The answer to a line of JSON.
+    pub(crate) fn ask(&self, question: &str) -> Value {
         let stream = UnixStream::connect(self.socket()).unwrap();
-        (&stream).write_all(b"{\"request\":\"stats\"}\n").unwrap();
+        (&stream).write_all(format!("{question}\n").as_bytes()).unwrap();
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap()
+    }
+
+    /// Has the daemon do something.
+    pub(crate) fn order(&self, order: &str) {
+        assert_eq!(self.ask(order), serde_json::json!({"done": true}), "{order}");
     }
 
     /// What the daemon says of a process on the first GPU.

@@ -4,7 +4,10 @@ use std::ffi::{CString, c_void};
 
 use libloading::{Library, Symbol};
 use nvml_wrapper::Nvml;
+use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enums::device::UsedGpuMemory;
+use nvml_wrapper::enums::event::XidError;
+use nvml_wrapper::error::NvmlError;
 
 pub(crate) fn describe() -> String {
     let nvml = Nvml::builder().lib_path("libnvidia-ml.so.1".as_ref()).init().unwrap();
@@ -59,6 +62,34 @@ pub(crate) fn utilization() -> String {
     let samples = device.process_utilization_stats(0).unwrap();
     let own = samples.iter().find(|sample| sample.pid == std::process::id()).unwrap();
     format!("{none} {} {}", samples.len(), own.sm_util)
+}
+
+/// Listens to the first GPU, and says what happens to it, in turn.
+pub(crate) fn events() {
+    let nvml = Nvml::builder().lib_path("libnvidia-ml.so.1".as_ref()).init().unwrap();
+    let device = nvml.device_by_index(0).unwrap();
+    let kinds = device.supported_event_types().unwrap();
+    assert_eq!(kinds, EventTypes::CRITICAL_XID_ERROR);
+    let set = device.register_events(kinds, nvml.create_event_set().unwrap()).unwrap();
+    assert!(matches!(set.wait(1), Err(NvmlError::Timeout)), "nothing happened yet");
+    super::answer("ready");
+    loop {
+        match set.wait(50_000) {
+            Ok(event) => {
+                let xid = match event.event_data {
+                    Some(XidError::Value(xid)) => xid,
+                    other => panic!("{other:?}"),
+                };
+                super::answer(&format!("{xid} {}", event.device.uuid().is_ok()));
+            }
+            Err(error) => {
+                let handle = nvml.device_by_uuid(nvml.device_by_index(1).unwrap().uuid().unwrap());
+                super::answer(&format!("{error}; the other {}", handle.is_ok()));
+                break;
+            }
+        }
+    }
+    super::wait_for_the_end();
 }
 
 type Resolve = unsafe extern "C" fn(*const i8, *mut *mut c_void, i32, u64, *mut u32) -> u32;
