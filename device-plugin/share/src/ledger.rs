@@ -70,7 +70,7 @@ pub enum Refusal {
         floor: Quota,
         /// What was asked for.
         memory: Bytes,
-        /// The largest free memory on one GPU.
+        /// The largest free memory on one GPU that is healthy.
         most_memory: Bytes,
     },
     /// There is no such binding.
@@ -415,7 +415,8 @@ impl Ledger {
     }
 
     fn no_room(&self, share: &Share) -> Refusal {
-        let most_memory = self.gpus.values().map(|gpu| self.free_memory(gpu)).max().unwrap_or_default();
+        let healthy = self.gpus.values().filter(|gpu| self.is_healthy(&gpu.id));
+        let most_memory = healthy.map(|gpu| self.free_memory(gpu)).max().unwrap_or_default();
         Refusal::NoRoom { sm: share.sm, floor: share.floor, memory: share.memory, most_memory }
     }
 }
