@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::health;
 use crate::inventory::{NvmlInventory, SharingChoice};
 use crate::mps::{Mps, MpsChoice};
 use crate::standalone::{Agent, Config};
@@ -33,7 +34,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the node agent without Kubernetes.
-    Standalone(Standalone),
+    Standalone(Box<Standalone>),
     /// Shows GPUs and bindings of a running agent.
     Status(Status),
 }
@@ -73,6 +74,12 @@ struct Standalone {
     /// A further variable for containers; can be given several times.
     #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
+    /// Xids that are counted and otherwise ignored, such as 31,79. Those of applications always are.
+    #[arg(long, env = "GPUFN_IGNORE_XIDS", value_name = "XIDS", value_delimiter = ',')]
+    ignore_xids: Vec<u64>,
+    /// The kernel's log, which names the process of an Xid.
+    #[arg(long, env = "GPUFN_KERNEL_LOG", value_name = "PATH", default_value = "/dev/kmsg")]
+    kernel_log: PathBuf,
     /// Form of the log on stderr.
     #[arg(long, env = "GPUFN_LOG_FORMAT", value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -124,7 +131,7 @@ pub fn run() -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Standalone(options) => standalone(options),
+        Command::Standalone(options) => standalone(*options),
         Command::Status(options) => status(&options),
     };
     match result {
@@ -161,6 +168,11 @@ fn standalone(options: Standalone) -> anyhow::Result<()> {
         units: Units(options.units),
         metrics: Some(options.metrics),
         env: options.env,
+        health: health::Options {
+            ignored: options.ignore_xids,
+            kernel_log: Some(options.kernel_log),
+            ..health::Options::default()
+        },
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Before the agent runs, so that a signal right after the line on stdout is not missed.

@@ -2,6 +2,7 @@
 //!
 //! Owns routes, status codes and the form of errors. Requests are forwarded to the owner; nothing is decided here.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
@@ -14,14 +15,14 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
-use gpu_share::binding::BindingId;
+use gpu_share::binding::{BindingId, GpuId};
 use gpu_share::ledger::Refusal;
-use gpu_share::protocol::{Bind, Bound, Event, Granted, NodeStatus, Problem, SetGrant};
+use gpu_share::protocol::{Bind, Bound, Event, Granted, Health, NodeStatus, Problem, SetGrant};
 use gpu_share::units::Quota;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::owner::{ControlError, Message, Observation, Reply};
 use crate::reactor::Sender;
@@ -31,6 +32,7 @@ use crate::reactor::Sender;
 pub struct Handle {
     pub(crate) owner: Sender<Message>,
     pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) health: watch::Receiver<BTreeMap<GpuId, Health>>,
 }
 
 impl Handle {
@@ -57,6 +59,11 @@ impl Handle {
     /// The node as it is now, with what its arbiters did.
     pub async fn observe(&self) -> Result<Observation, ControlError> {
         self.ask(Message::Observe).await
+    }
+
+    /// How each GPU is, now and with each change: what decides which units a kubelet may give away.
+    pub fn health(&self) -> watch::Receiver<BTreeMap<GpuId, Health>> {
+        self.health.clone()
     }
 
     /// Events from now on.

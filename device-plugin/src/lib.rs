@@ -7,6 +7,7 @@
 //! | [`arbiter`] | who of a row holds the right to run, from when and how long (pure) |
 //! | [`node`] | ledger, arbiters and processes as one state (pure) |
 //! | [`inventory`] | which GPUs there are |
+//! | [`health`] | which of them can be trusted with new bindings |
 //! | [`checkpoint`] | the ledger on the disk |
 //! | [`pages`] | the bindings' pages |
 //! | [`environment`] | the variables of a container |
@@ -28,6 +29,7 @@ mod clock;
 mod containers;
 pub mod control;
 pub mod environment;
+pub mod health;
 pub mod inventory;
 pub mod metrics;
 pub mod mps;

@@ -5,6 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use gpu_share::binding::GpuId;
 use gpu_share::protocol::{BindingStatus, GpuStatus};
 use gpu_share::units::Nanos;
 use prometheus::core::{Collector, GenericCounterVec, GenericGaugeVec};
@@ -26,6 +27,10 @@ pub struct Metrics {
     bindings: IntGaugeVec,
     gpu_memory: IntGaugeVec,
     free_units: IntGaugeVec,
+    largest_fit: IntGaugeVec,
+    healthy: IntGaugeVec,
+    xids: IntCounterVec,
+    nvml_up: IntGaugeVec,
     holds: IntCounterVec,
     revocations: IntCounterVec,
     overdue: IntCounterVec,
@@ -37,6 +42,7 @@ pub struct Metrics {
     throttled: CounterVec,
     launches: IntCounterVec,
     unknown: IntCounterVec,
+    faults: IntCounterVec,
     memory: IntGaugeVec,
     memory_limit: IntGaugeVec,
     processes: IntGaugeVec,
@@ -59,6 +65,15 @@ impl Metrics {
             bindings: gauge(&r, "gpufn_node_bindings", "Bindings on a GPU", &GPU)?,
             gpu_memory: gauge(&r, "gpufn_node_gpu_memory_bytes", "Memory of a GPU", &GPU)?,
             free_units: gauge(&r, "gpufn_node_free_units", "Units that no floor and no grant covers", &GPU)?,
+            largest_fit: gauge(
+                &r,
+                "gpufn_node_largest_fit_units",
+                "The most units that one new binding could have",
+                &GPU,
+            )?,
+            healthy: gauge(&r, "gpufn_node_gpu_healthy", "1 while a GPU takes new bindings", &GPU)?,
+            xids: counter(&r, "gpufn_node_xids_total", "Xids that the driver reported", &["gpu", "xid"])?,
+            nvml_up: gauge(&r, "gpufn_node_nvml_up", "1 while GPUs can be asked how they are", &[])?,
             holds: counter(&r, "gpufn_node_holds_total", "Times that the right to run was given", &GPU)?,
             revocations: counter(
                 &r,
@@ -100,6 +115,7 @@ impl Metrics {
                 "Ways to the GPU handed out that the hook does not know, and contexts beyond the SM share",
                 &BINDING,
             )?,
+            faults: counter(&r, "gpufn_node_faults_total", "Xids that were traced to a binding", &BINDING)?,
             memory: gauge(&r, "gpufn_node_memory_bytes", "GPU memory held", &BINDING)?,
             memory_limit: gauge(
                 &r,
@@ -124,6 +140,7 @@ impl Metrics {
     pub fn render(&self, observation: &Observation) -> prometheus::Result<String> {
         let _rendering = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
         self.forget();
+        self.nvml_up.with_label_values::<&str>(&[]).set(observation.status.blind.is_none().into());
         for gpu in &observation.status.gpus {
             self.set_gpu(gpu, observation);
             for binding in &gpu.bindings {
@@ -138,15 +155,19 @@ impl Metrics {
         self.mps_up.with_label_values::<&str>(&[]).set(up.into());
     }
 
+    /// Counts an Xid.
+    pub(crate) fn count_xid(&self, gpu: &GpuId, xid: u64) {
+        self.xids.with_label_values(&[gpu.0.as_str(), &xid.to_string()]).inc();
+    }
+
     /// Released bindings leave no series behind.
     fn forget(&self) {
         let Self { floor, grant, ceiling, memory, memory_limit, processes, bindings, .. } = self;
         [floor, grant, ceiling].into_iter().for_each(GaugeVec::reset);
-        [memory, memory_limit, processes, bindings, &self.gpu_memory, &self.free_units]
-            .into_iter()
-            .for_each(IntGaugeVec::reset);
+        let of_gpus = [bindings, &self.gpu_memory, &self.free_units, &self.largest_fit, &self.healthy];
+        [memory, memory_limit, processes].into_iter().chain(of_gpus).for_each(IntGaugeVec::reset);
         [&self.used, &self.throttled, &self.overrun].into_iter().for_each(CounterVec::reset);
-        [&self.launches, &self.unknown, &self.holds, &self.revocations, &self.overdue]
+        [&self.launches, &self.unknown, &self.faults, &self.holds, &self.revocations, &self.overdue]
             .into_iter()
             .for_each(IntCounterVec::reset);
     }
@@ -157,6 +178,8 @@ impl Metrics {
         self.bindings.with_label_values(&labels).set(signed(gpu.bindings.len() as u64));
         self.gpu_memory.with_label_values(&labels).set(signed(gpu.gpu.memory.0));
         self.free_units.with_label_values(&labels).set(gpu.free_units.0.into());
+        self.largest_fit.with_label_values(&labels).set(gpu.largest_fit.0.into());
+        self.healthy.with_label_values(&labels).set(gpu.health.takes_bindings().into());
         self.holds.with_label_values(&labels).inc_by(tally.holds);
         self.revocations.with_label_values(&labels).inc_by(tally.revocations);
         self.overdue.with_label_values(&labels).inc_by(tally.overdue);
@@ -180,6 +203,7 @@ impl Metrics {
         self.throttled.with_label_values(&labels).inc_by(Nanos::secs_f64(status.throttled));
         self.launches.with_label_values(&labels).inc_by(status.launches);
         self.unknown.with_label_values(&labels).inc_by(status.unknown);
+        self.faults.with_label_values(&labels).inc_by(status.faults);
         self.memory.with_label_values(&labels).set(signed(status.memory_used.0));
         self.memory_limit.with_label_values(&labels).set(signed(share.memory.0));
         self.processes.with_label_values(&labels).set(signed(status.processes.len() as u64));
@@ -224,7 +248,7 @@ fn signed(value: u64) -> i64 {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use gpu_share::binding::{GpuId, Owner};
+    use gpu_share::binding::Owner;
     use gpu_share::ledger::{Gpu, Sharing};
     use gpu_share::protocol::Bind;
     use gpu_share::share::Share;
@@ -255,6 +279,7 @@ mod tests {
     fn the_readme_lists_exactly_the_metrics_that_are_exported() {
         let metrics = Metrics::new().unwrap();
         metrics.mps_is_up(true);
+        metrics.count_xid(&GpuId("GPU-1".into()), 31);
         let text = metrics.render(&observation()).unwrap();
         let exported: BTreeSet<_> = text
             .lines()

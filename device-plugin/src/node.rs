@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use gpu_share::binding::{Binding, BindingId, GpuId};
 use gpu_share::ledger::{Gpu, Ledger, Refusal, Withdrawn};
 use gpu_share::page::{Counters, SLOTS, Slot};
-use gpu_share::protocol::{Bind, BindingStatus, Event, GpuStatus, NodeStatus};
+use gpu_share::protocol::{Bind, BindingStatus, Event, GpuStatus, Health, NodeStatus};
 use gpu_share::units::{Bytes, Nanos, Quota, Units};
 
 use crate::arbiter::{self, Arbiter, ProcessId, Rules, Tally, Terms};
@@ -96,6 +96,7 @@ struct Account {
     throttled: Nanos,
     launches: u64,
     unknown: u64,
+    faults: u64,
     rights: [u32; SLOTS],
     taken: [bool; SLOTS],
 }
@@ -109,6 +110,8 @@ pub struct Node {
     rows: BTreeMap<(GpuId, u32), Arbiter>,
     accounts: BTreeMap<BindingId, Account>,
     processes: BTreeMap<ProcessId, Process>,
+    /// Of GPUs that are not healthy.
+    health: BTreeMap<GpuId, Health>,
     effects: Vec<Effect>,
 }
 
@@ -122,6 +125,7 @@ impl Node {
             rows: BTreeMap::new(),
             accounts: BTreeMap::new(),
             processes: BTreeMap::new(),
+            health: BTreeMap::new(),
             effects: Vec::new(),
         }
     }
@@ -149,6 +153,51 @@ impl Node {
         let (used, throttled) = (counters.used, counters.throttled);
         self.join(binding, Account { used, shown: used, throttled, ..Account::default() }, now);
         Ok(())
+    }
+
+    /// Notes how a GPU is. What is bound on it stays as it is.
+    pub fn set_health(&mut self, gpu: &GpuId, health: Health) -> Result<Vec<Effect>, Refusal> {
+        self.ledger.set_healthy(gpu, health.takes_bindings())?;
+        if health == Health::Healthy {
+            self.health.remove(gpu);
+        } else {
+            self.health.insert(gpu.clone(), health.clone());
+        }
+        self.effects.push(Effect::Announce(Event::Health { gpu: gpu.clone(), health }));
+        Ok(self.take_effects())
+    }
+
+    /// How a GPU is.
+    pub fn health(&self, gpu: &GpuId) -> Health {
+        self.health.get(gpu).cloned().unwrap_or_default()
+    }
+
+    /// The driver reported an Xid of the process `pid`, if it says so; `by_program` says that it is a program's fault.
+    ///
+    /// Without a process it is put down to the binding that alone has processes on the GPU, if that is so.
+    pub fn xid(&mut self, gpu: &GpuId, xid: u64, pid: Option<u32>, by_program: bool) -> Vec<Effect> {
+        let binding = match pid {
+            Some(pid) => self.processes_on(gpu).find(|process| process.pid == pid).map(|p| p.binding.clone()),
+            None if by_program => self.only_user(gpu),
+            None => None,
+        };
+        if let Some(account) = binding.as_ref().and_then(|id| self.accounts.get_mut(id)) {
+            account.faults += 1;
+        }
+        self.effects.push(Effect::Announce(Event::Xid { gpu: gpu.clone(), xid, binding }));
+        self.take_effects()
+    }
+
+    fn processes_on<'a>(&'a self, gpu: &'a GpuId) -> impl Iterator<Item = &'a Process> {
+        self.processes
+            .values()
+            .filter(|process| self.ledger.get(&process.binding).is_ok_and(|b| b.gpu == *gpu))
+    }
+
+    fn only_user(&self, gpu: &GpuId) -> Option<BindingId> {
+        let mut users = self.processes_on(gpu).map(|process| &process.binding);
+        let first = users.next()?;
+        users.all(|user| user == first).then(|| first.clone())
     }
 
     /// Ends a binding, and the connections of its processes.
@@ -304,12 +353,14 @@ impl Node {
         let mut gpus: Vec<_> = self.ledger.gpus().cloned().collect();
         gpus.sort_by_key(|gpu| gpu.index);
         let gpus = gpus.into_iter().map(|gpu| GpuStatus {
+            health: self.health(&gpu.id),
             free_units: self.ledger.free_units(&gpu, self.units),
+            largest_fit: self.ledger.largest_fit(&gpu, self.units),
             bindings: self.bindings_status(&gpu.id, now),
             gpu,
         });
         let gpus = gpus.collect();
-        NodeStatus { version: version.into(), pid, units_per_gpu: self.units, gpus }
+        NodeStatus { version: version.into(), pid, units_per_gpu: self.units, blind: None, gpus }
     }
 
     /// What the arbiters of each GPU did so far.
@@ -331,8 +382,18 @@ impl Node {
             let Counters { used, throttled, memory } = self.counters(&binding.id, now);
             let processes = self.processes_of(&binding.id).map(|(_, process)| process.pid).collect();
             let account = self.accounts.get(&binding.id);
-            let (launches, unknown) = account.map_or((0, 0), |account| (account.launches, account.unknown));
-            BindingStatus { binding, used, throttled, memory_used: memory, processes, launches, unknown }
+            let (launches, unknown, faults) =
+                account.map_or((0, 0, 0), |account| (account.launches, account.unknown, account.faults));
+            BindingStatus {
+                binding,
+                used,
+                throttled,
+                memory_used: memory,
+                processes,
+                launches,
+                unknown,
+                faults,
+            }
         });
         status.collect()
     }

@@ -11,15 +11,16 @@ use std::time::Instant;
 
 use gpu_share::binding::{BindingId, GpuId};
 use gpu_share::ledger::Refusal;
-use gpu_share::protocol::{Bind, Bound, Event, FromContainer, Granted, NodeStatus, ToContainer};
+use gpu_share::protocol::{Bind, Bound, Event, FromContainer, Granted, Health, NodeStatus, ToContainer};
 use gpu_share::units::{Bytes, Nanos, Quota};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::arbiter::{ProcessId, Tally};
 use crate::checkpoint::{self, Then};
 use crate::clock::{Clock, monotonic};
 use crate::containers::Connection;
 use crate::environment::Environment;
+use crate::health::{Meaning, News, describe};
 use crate::metrics::Metrics;
 use crate::mps::keeper::Standing;
 use crate::node::{Effect, Node, Report};
@@ -75,6 +76,7 @@ pub(crate) enum Message {
     SetGrant(BindingId, Quota, Reply<Granted>),
     Observe(Reply<Observation>),
     Mps(Standing),
+    News(News),
     Stop,
 }
 
@@ -87,6 +89,10 @@ pub(crate) struct Owner {
     pub(crate) environment: Environment,
     /// How NVIDIA's multi-process service is, where the agent keeps it.
     pub(crate) mps: Standing,
+    /// Why nothing is heard of the GPUs, if so.
+    pub(crate) blind: Option<String>,
+    /// How each GPU is, for those who follow that.
+    pub(crate) health: watch::Sender<BTreeMap<GpuId, Health>>,
     pub(crate) checkpoint: checkpoint::Writer,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) metrics: Arc<Metrics>,
@@ -102,6 +108,8 @@ impl Owner {
     /// Runs until [`Message::Stop`].
     pub(crate) fn run(mut self) {
         precedence::take();
+        // So that it says in which run of the machine these bindings live, also if none changes.
+        self.save(None);
         let mut next_beat = self.clock.now();
         loop {
             let now = self.clock.now();
@@ -159,13 +167,53 @@ impl Owner {
             Message::Observe(reply) => {
                 let status =
                     self.node.status(env!("CARGO_PKG_VERSION"), std::process::id(), self.clock.now());
+                let status = NodeStatus { blind: self.blind.clone(), ..status };
                 let _ = reply.send(Ok(Observation { status, tallies: self.node.tallies() }));
             }
             Message::Mps(standing) => {
                 self.metrics.mps_is_up(standing == Standing::Up);
                 self.mps = standing;
             }
+            Message::News(news) => self.hear_of_gpus(news),
             Message::Stop => {}
+        }
+    }
+
+    fn hear_of_gpus(&mut self, news: News) {
+        match news {
+            News::Health(gpu, health) => {
+                match &health {
+                    Health::Healthy => tracing::info!(%gpu, "GPU is healthy again."),
+                    Health::Unhealthy { why } => {
+                        tracing::error!(%gpu, why, "GPU is unhealthy: it takes no new bindings.");
+                    }
+                    other => tracing::warn!(%gpu, health = %other, "GPU is watched closely."),
+                }
+                let Ok(effects) = self.node.set_health(&gpu, health.clone()) else { return };
+                self.carry_out(effects);
+                self.health.send_modify(|known| {
+                    known.insert(gpu, health);
+                });
+            }
+            News::Xid { gpu, xid, pid, meaning } => {
+                self.metrics.count_xid(&gpu, xid);
+                let effects = self.node.xid(&gpu, xid, pid, meaning == Meaning::Application);
+                for effect in &effects {
+                    if let Effect::Announce(Event::Xid { binding, .. }) = effect {
+                        let binding = binding.as_ref().map(ToString::to_string);
+                        tracing::warn!(%gpu, xid, what = describe(xid), pid, binding, "The driver reported an Xid.");
+                    }
+                }
+                self.carry_out(effects);
+            }
+            News::Nvml(Ok(())) => {
+                tracing::info!("GPUs can be asked again.");
+                self.blind = None;
+            }
+            News::Nvml(Err(why)) => {
+                tracing::error!(why, "GPUs can't be asked: each keeps the health that it had.");
+                self.blind = Some(why);
+            }
         }
     }
 

@@ -60,6 +60,18 @@ impl Pages {
         Ok(counters)
     }
 
+    /// What the pages of earlier agents say, those that can be read.
+    pub fn survivors(&self) -> Vec<Snapshot> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().filter_map(Result::ok);
+        let pages = entries.filter_map(|entry| {
+            let bytes = fs::read(entry.path().join(state::PAGE)).ok()?;
+            let snapshot = Snapshot::parse(&bytes).ok()?;
+            // A page is that of the folder it is in, or it was put there.
+            (entry.file_name().to_str() == Some(snapshot.identity.binding.as_str())).then_some(snapshot)
+        });
+        pages.collect()
+    }
+
     /// What a process of a binding needs to map its page.
     pub fn descriptor(&self, id: &BindingId) -> io::Result<OwnedFd> {
         let page = self.open.get(id).ok_or(io::ErrorKind::NotFound)?;

@@ -13,11 +13,14 @@ use std::thread::{self, JoinHandle};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use gpu_share::ledger::{Gpu, Sharing};
+use gpu_share::binding::Binding;
+use gpu_share::ledger::Sharing;
 use gpu_share::names::state;
+use gpu_share::page::Counters;
+use gpu_share::protocol::Health;
 use gpu_share::units::{Nanos, Units};
 use rustix::fs::{FlockOperation, flock};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::arbiter::Rules;
@@ -26,6 +29,7 @@ use crate::clock::{Clock, monotonic};
 use crate::containers::Containers;
 use crate::control::{self, Handle};
 use crate::environment::Environment;
+use crate::health::{self, Watch};
 use crate::inventory::{Inventory, InventoryError};
 use crate::metrics::Metrics;
 use crate::mps::Mps;
@@ -35,6 +39,9 @@ use crate::owner::{Message, Owner};
 use crate::pages::Pages;
 use crate::reactor::Reactor;
 
+use before::{Before, Gpus};
+
+mod before;
 #[cfg(test)]
 mod tests;
 
@@ -64,6 +71,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Further variables for containers.
     pub env: Vec<(String, String)>,
+    /// What decides about the health of GPUs.
+    pub health: health::Options,
 }
 
 /// Why an agent does not start.
@@ -105,6 +114,8 @@ pub struct Agent {
     /// Folder of the bindings.
     bindings: PathBuf,
     mps: Option<Keeper>,
+    /// How the GPUs are, where somebody says.
+    watch: Option<Watch>,
     /// Taken in this order on stop.
     containers: Option<Containers>,
     server: Option<(CancellationToken, JoinHandle<()>)>,
@@ -116,7 +127,6 @@ pub struct Agent {
 impl Agent {
     /// Starts an agent on the GPUs of `inventory`, restoring what an earlier one had bound in the same folder.
     pub fn start(config: &Config, inventory: &dyn Inventory) -> Result<Self, StartError> {
-        let gpus = inventory.gpus(config.sharing)?;
         fs::create_dir_all(&config.state).map_err(can_not_make(config.state.display()))?;
         // Containers see these paths, whatever folder they run in.
         let folder = config.state.canonicalize().map_err(can_not_make(config.state.display()))?;
@@ -129,7 +139,9 @@ impl Agent {
         let port = config.metrics.map(listen).transpose()?;
         let address = port.as_ref().and_then(|port| port.local_addr().ok());
         let metrics = Arc::new(Metrics::new()?);
-        let (handle, owner) = start_owner(config, &folder, gpus, Arc::clone(&metrics))?;
+        let before = Before::read(&folder).map_err(can_not_make(folder.join(state::LEDGER).display()))?;
+        let gpus = before.gpus(inventory.gpus(config.sharing, before.patience()))?;
+        let (handle, owner) = start_owner(config, &folder, before, &gpus, Arc::clone(&metrics))?;
         let mut agent = Self {
             handle: handle.clone(),
             socket,
@@ -137,6 +149,7 @@ impl Agent {
             metrics: address,
             bindings: folder.join(state::BINDINGS),
             mps: None,
+            watch: None,
             containers: None,
             server: None,
             owner: Some(owner),
@@ -148,6 +161,13 @@ impl Agent {
             let tell = move |standing| drop(owner.send(Message::Mps(standing)));
             agent.mps = Some(Keeper::start(program, &folder, tell)?);
             metrics.mps_is_up(true);
+        }
+        if let Some(source) = inventory.source() {
+            let owner = handle.owner.clone();
+            let tell = move |news| drop(owner.send(Message::News(news)));
+            let ids = gpus.all.into_iter().map(|gpu| gpu.id).collect();
+            let watch = Watch::start(source, ids, &gpus.missing, config.health.clone(), tell);
+            agent.watch = Some(watch.map_err(can_not_make("a thread"))?);
         }
         // Last, so that whoever can connect is answered.
         agent.server = Some(serve(control, port, handle.clone(), metrics)?);
@@ -199,6 +219,7 @@ impl Agent {
 
     fn halt(&mut self) {
         drop(self.containers.take());
+        drop(self.watch.take());
         if let Some((cancel, server)) = self.server.take() {
             cancel.cancel();
             let _ = server.join();
@@ -221,19 +242,25 @@ impl Drop for Agent {
 fn start_owner(
     config: &Config,
     folder: &Path,
-    gpus: Vec<Gpu>,
+    before: Before,
+    gpus: &Gpus,
     metrics: Arc<Metrics>,
 ) -> Result<(Handle, JoinHandle<()>), StartError> {
-    let (node, pages) = restore(config, folder, gpus)?;
+    let boot = before.boot.clone();
+    let (node, pages) = restore(config, folder, before, gpus)?;
+    let known = node.ledger().gpus().map(|gpu| (gpu.id.clone(), node.health(&gpu.id)));
+    let (health, followers) = watch::channel(known.collect());
     let (reactor, inbox) = Reactor::new().map_err(can_not_make("a reactor"))?;
-    let handle = Handle { owner: inbox.clone(), events: broadcast::channel(EVENTS).0 };
+    let handle = Handle { owner: inbox.clone(), events: broadcast::channel(EVENTS).0, health: followers };
     let owner = Owner {
         node,
         clock: Clock::new(),
         pages,
         environment: environment(config, folder),
         mps: Standing::Up,
-        checkpoint: checkpoint::Writer::start(folder.join(state::LEDGER))
+        blind: None,
+        health,
+        checkpoint: checkpoint::Writer::start(folder.join(state::LEDGER), boot, gpus.all.clone())
             .map_err(can_not_make("a thread"))?,
         events: handle.events.clone(),
         metrics,
@@ -282,29 +309,50 @@ fn environment(config: &Config, folder: &Path) -> Environment {
     }
 }
 
-/// The node and its pages as the checkpoint has them, as far as it still fits.
-fn restore(config: &Config, folder: &Path, gpus: Vec<Gpu>) -> Result<(Node, Pages), StartError> {
+/// The node and its pages as an earlier agent left them, as far as that still fits.
+fn restore(config: &Config, folder: &Path, before: Before, gpus: &Gpus) -> Result<(Node, Pages), StartError> {
     let rules = Rules { window: config.window, ..Rules::default() };
-    let mut node = Node::new(gpus, config.units, rules);
+    let mut node = Node::new(gpus.all.iter().cloned(), config.units, rules);
     let mut pages = Pages::new(folder, config.window).map_err(can_not_make(folder.display()))?;
-    let path = folder.join(state::LEDGER);
-    for binding in checkpoint::read_or_set_aside(&path).map_err(can_not_make(path.display()))? {
-        let id = binding.id.clone();
-        let now = monotonic();
-        let fits = node.ledger().clone().restore(binding.clone());
-        let restored = match fits {
-            Ok(()) => pages.reopen(&binding).map_err(|error| error.to_string()).and_then(|counters| {
-                node.restore(&binding, counters, now).map_err(|refusal| refusal.to_string())
-            }),
-            Err(refusal) => Err(refusal.to_string()),
-        };
-        match restored {
-            Ok(()) => tracing::info!(binding = %id, "restored"),
-            Err(error) => tracing::warn!(binding = %id, error, "not restored"),
+    let survivors = if before.damaged { pages.survivors() } else { Vec::new() };
+    for binding in before.saved.bindings {
+        let is_new = before.rebooted;
+        // Whoever ran before the machine was started again has to ask anew for more than its floor.
+        let grant = if is_new { binding.share.floor } else { binding.grant };
+        take_over(&mut node, &mut pages, &Binding { grant, ..binding }, is_new);
+    }
+    for snapshot in &survivors {
+        match before::from_page(node.ledger(), snapshot) {
+            Ok(binding) => take_over(&mut node, &mut pages, &binding, false),
+            Err(error) => {
+                tracing::warn!(binding = %snapshot.identity.binding, error, "A page gives no binding that fits.");
+            }
         }
+    }
+    // After the bindings: what is on such a GPU stays.
+    for gpu in &gpus.missing {
+        // The ledger knows them all.
+        let _ = node.set_health(gpu, Health::Unhealthy { why: health::UNSEEN.into() });
     }
     pages.remove_unknown().map_err(can_not_make(folder.display()))?;
     Ok((node, pages))
+}
+
+/// Takes a binding over with its page; one `is_new` starts with nothing counted.
+fn take_over(node: &mut Node, pages: &mut Pages, binding: &Binding, is_new: bool) {
+    let opened = |pages: &mut Pages| {
+        if is_new { pages.create(binding).map(|()| Counters::default()) } else { pages.reopen(binding) }
+    };
+    let restored = match node.ledger().clone().restore(binding.clone()) {
+        Ok(()) => opened(pages).map_err(|error| error.to_string()).and_then(|counters| {
+            node.restore(binding, counters, monotonic()).map_err(|refusal| refusal.to_string())
+        }),
+        Err(refusal) => Err(refusal.to_string()),
+    };
+    match restored {
+        Ok(()) => tracing::info!(binding = %binding.id, "restored"),
+        Err(error) => tracing::warn!(binding = %binding.id, error, "not restored"),
+    }
 }
 
 /// Serves control API and metrics on a thread with a runtime of its own, so that the agent can be embedded anywhere.

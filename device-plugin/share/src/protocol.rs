@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::binding::{Binding, BindingId, Owner};
+use crate::binding::{Binding, BindingId, GpuId, Owner};
 use crate::ledger::Gpu;
 use crate::share::Share;
 use crate::units::{Bytes, Nanos, Quota, Units};
@@ -165,8 +165,61 @@ pub struct NodeStatus {
     pub pid: u32,
     /// Units that a GPU is divided into.
     pub units_per_gpu: Units,
+    /// Why nothing is heard of the GPUs, if so; their health is then what was known last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blind: Option<String>,
     /// The GPUs, in the driver's order.
     pub gpus: Vec<GpuStatus>,
+}
+
+/// Whether a GPU can be trusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum Health {
+    /// Nothing is wrong with it.
+    #[default]
+    Healthy,
+    /// Something may be wrong; it takes new bindings still.
+    Suspect {
+        /// What was seen.
+        why: String,
+    },
+    /// It takes no new bindings. Those that it has go on as well as they can.
+    Unhealthy {
+        /// What was seen.
+        why: String,
+    },
+    /// It was unhealthy, and has begun to answer as it should; it takes no new bindings yet.
+    Probing {
+        /// What was wrong.
+        why: String,
+    },
+}
+
+impl Health {
+    /// Whether the GPU takes new bindings.
+    pub fn takes_bindings(&self) -> bool {
+        matches!(self, Self::Healthy | Self::Suspect { .. })
+    }
+
+    /// What was seen of a GPU that is not healthy.
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Self::Healthy => None,
+            Self::Suspect { why } | Self::Unhealthy { why } | Self::Probing { why } => Some(why),
+        }
+    }
+}
+
+impl core::fmt::Display for Health {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Healthy => f.write_str("healthy"),
+            Self::Suspect { why } => write!(f, "suspect ({why})"),
+            Self::Unhealthy { why } => write!(f, "unhealthy ({why})"),
+            Self::Probing { why } => write!(f, "probing ({why})"),
+        }
+    }
 }
 
 /// One GPU and what is on it.
@@ -174,8 +227,14 @@ pub struct NodeStatus {
 pub struct GpuStatus {
     /// The GPU.
     pub gpu: Gpu,
+    /// Whether it can be trusted.
+    #[serde(default)]
+    pub health: Health,
     /// Units that no floor and no grant covers.
     pub free_units: Units,
+    /// The most units that one new binding could have, 0 if it takes none.
+    #[serde(default)]
+    pub largest_fit: Units,
     /// What is bound on it.
     pub bindings: Vec<BindingStatus>,
 }
@@ -198,6 +257,9 @@ pub struct BindingStatus {
     /// Ways to the GPU that its processes were handed and their hooks do not know, and contexts that don't keep to the SM
     /// share. What goes there is not counted.
     pub unknown: u64,
+    /// Faults that the driver reported (Xids) and that were traced to it.
+    #[serde(default)]
+    pub faults: u64,
 }
 
 /// `GET /v1/events`: one JSON line per event, from the moment of the request.
@@ -224,6 +286,23 @@ pub enum Event {
         binding: BindingId,
         /// The process.
         pid: u32,
+    },
+    /// A GPU's health is another.
+    Health {
+        /// Which GPU.
+        gpu: GpuId,
+        /// How it is now.
+        health: Health,
+    },
+    /// The driver reported an Xid.
+    Xid {
+        /// On which GPU.
+        gpu: GpuId,
+        /// Which.
+        xid: u64,
+        /// Whose fault it was, if that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        binding: Option<BindingId>,
     },
     /// A process is gone, with all that it held.
     Detached {

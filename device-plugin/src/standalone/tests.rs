@@ -4,9 +4,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use gpu_share::binding::{BindingId, GpuId, Owner as Function};
+use gpu_share::ledger::Gpu;
 use gpu_share::page::{PageReader, Slot, handover};
 use gpu_share::protocol::{Bind, Bound, Event, FromContainer, NodeStatus, Problem, ToContainer};
 use gpu_share::share::Share;
@@ -17,22 +19,42 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
+use crate::checkpoint::{Saved, decode, encode};
+use crate::health::{Closed, Desk, Report, Rules as HealthRules, Source};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// GPUs that are made up.
+/// GPUs that are made up, and what is reported of them.
 #[derive(Clone, Debug, Default)]
-struct FakeInventory(Vec<(String, Bytes)>);
+struct FakeInventory(Vec<(String, Bytes)>, Reports);
+
+type Reports = Option<Arc<Mutex<mpsc::Receiver<Report>>>>;
 
 impl FakeInventory {
     fn gpu(mut self, uuid: &str, memory: Bytes) -> Self {
         self.0.push((uuid.into(), memory));
         self
     }
+
+    fn reports(self, reports: mpsc::Receiver<Report>) -> Self {
+        Self(self.0, Some(Arc::new(Mutex::new(reports))))
+    }
+}
+
+/// Hands in what a test sends.
+struct FakeSource(Arc<Mutex<mpsc::Receiver<Report>>>);
+
+impl Source for FakeSource {
+    fn observe(&mut self, _: &[GpuId], desk: &Desk) -> Closed {
+        while let Ok(report) = self.0.lock().unwrap().recv() {
+            desk.report(report);
+        }
+        Closed::Blind("no more reports".into())
+    }
 }
 
 impl Inventory for FakeInventory {
-    fn gpus(&self, sharing: Sharing) -> Result<Vec<Gpu>, InventoryError> {
+    fn gpus(&self, sharing: Sharing, _: Duration) -> Result<Vec<Gpu>, InventoryError> {
         let gpus = self.0.iter().zip(0..).map(|((uuid, memory), index)| Gpu {
             id: GpuId(uuid.clone()),
             index,
@@ -41,6 +63,10 @@ impl Inventory for FakeInventory {
             sharing,
         });
         Ok(gpus.collect())
+    }
+
+    fn source(&self) -> Option<Box<dyn Source>> {
+        self.1.clone().map(|reports| Box::new(FakeSource(reports)) as Box<dyn Source>)
     }
 }
 
@@ -82,6 +108,7 @@ impl Node {
             units: Units::PER_GPU,
             metrics: Some("127.0.0.1:0".parse().unwrap()),
             env: vec![("EXTRA".into(), "1".into())],
+            health: health::Options::default(),
         }
     }
 
@@ -321,13 +348,139 @@ fn a_killed_agent_is_followed_by_one_that_knows_its_bindings() {
     assert!(!node.folder.path().join("state/bindings/unknown").exists());
 }
 
+/// Changes the checkpoint of an agent that has stopped, as another machine's run would have left it.
+fn of_another_boot(node: &Node) {
+    let path = node.folder.path().join("state/ledger.json");
+    let saved = decode(&fs::read_to_string(&path).unwrap()).unwrap();
+    fs::write(&path, encode(Saved { boot: Some("another".into()), ..saved }).unwrap()).unwrap();
+}
+
 #[test]
-fn a_binding_whose_gpu_is_gone_is_not_restored() {
+fn a_binding_whose_gpu_does_not_answer_is_kept_on_a_gpu_that_takes_nothing_new() {
     let mut node = Node::start();
     let bound = node.bind(30, Bytes::gib(2));
     node.restart(&FakeInventory::default().gpu("GPU-2", Bytes::gib(16)));
+    let status = node.status();
+    let missing = status.gpus.iter().find(|gpu| gpu.gpu.id == bound.binding.gpu).unwrap();
+    assert!(!missing.health.takes_bindings());
+    assert_eq!(missing.bindings[0].binding, bound.binding);
+    assert!(bound.page.exists());
+    for _ in 0..3 {
+        assert_eq!(node.bind(30, Bytes::gib(2)).binding.gpu, GpuId("GPU-2".into()));
+    }
+    // Its process goes on.
+    let mut process = Process::attach(&bound, Bytes::ZERO);
+    process.say(&FromContainer::Want);
+    process.right(true);
+}
+
+#[test]
+fn a_gpu_that_is_gone_after_the_machine_was_started_again_takes_its_bindings_with_it() {
+    let mut node = Node::start();
+    let bound = node.bind(30, Bytes::gib(2));
+    drop(node.agent.take());
+    of_another_boot(&node);
+    node.restart(&FakeInventory::default().gpu("GPU-2", Bytes::gib(16)));
+    assert_eq!(node.status().gpus.len(), 1);
     assert_eq!(node.status().gpus[0].bindings, []);
     assert!(!bound.page.exists());
+}
+
+#[test]
+fn after_the_machine_was_started_again_bindings_have_their_floors_and_nothing_counted() {
+    let mut node = Node::start();
+    let bound = node.bind(30, Bytes::gib(2));
+    let path = format!("/v1/bindings/{}/grant", bound.binding.id);
+    assert_eq!(node.request("PUT", &path, &json!({"quota": 500_000})).0, StatusCode::OK);
+    let mut process = Process::attach(&bound, Bytes::ZERO);
+    process.say(&FromContainer::Want);
+    let right = process.right(true);
+    process.say(&yielded(right));
+    node.until(|status| status.gpus[0].bindings[0].used > Nanos::ZERO);
+    drop(node.agent.take());
+    of_another_boot(&node);
+    node.restart(&FakeInventory::default().gpu("GPU-1", Bytes::gib(16)));
+    // Only once: the next agent goes on with what there is.
+    assert_eq!(node.request("PUT", &path, &json!({"quota": 0})).0, StatusCode::OK);
+    node.restart(&FakeInventory::default().gpu("GPU-1", Bytes::gib(16)));
+    assert!(node.status().gpus[0].bindings[0].binding.is_parked());
+    assert_eq!(node.request("PUT", &path, &json!({"quota": 1})).0, StatusCode::OK);
+    let status = &node.status().gpus[0].bindings[0];
+    assert_eq!(status.binding, bound.binding, "with the name that its container knows, and its floor");
+    assert_eq!((status.used, status.throttled), (Nanos::ZERO, Nanos::ZERO));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_kept_aside_and_bindings_come_back_from_their_pages() {
+    let mut node = Node::start();
+    let (one, other) = (node.bind(30, Bytes::gib(2)), node.bind(40, Bytes::gib(3)));
+    drop(node.agent.take());
+    let path = node.folder.path().join("state/ledger.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, &text[..text.len() / 2]).unwrap();
+    // Somebody's folder with a page that is not its own.
+    let alien = node.folder.path().join("state/bindings/alien");
+    fs::create_dir(&alien).unwrap();
+    fs::copy(&one.page, alien.join("page")).unwrap();
+
+    node.restart(&FakeInventory::default().gpu("GPU-1", Bytes::gib(16)));
+    let status = node.status();
+    assert_eq!(status.gpus[0].bindings.len(), 2);
+    for bound in [&one, &other] {
+        let back = status.gpus[0].bindings.iter().find(|b| b.binding.id == bound.binding.id).unwrap();
+        assert_eq!((back.binding.share, &back.binding.gpu), (bound.binding.share, &bound.binding.gpu));
+        assert_eq!(back.binding.owner, Function::default(), "whom it is for is not in a page");
+        let mut process = Process::attach(bound, Bytes::ZERO);
+        process.say(&FromContainer::Want);
+        drop(process);
+    }
+    assert_eq!(fs::read_to_string(path.with_extension("json.bad")).unwrap(), text[..text.len() / 2]);
+    assert!(!alien.exists());
+}
+
+#[test]
+fn an_unhealthy_gpu_takes_no_new_binding_and_leaves_the_others_alone_until_it_is_back() {
+    let mut node = Node::start();
+    drop(node.agent.take());
+    let (script, reports) = mpsc::channel();
+    let rules = HealthRules { pause: Nanos::from_millis(1), ..HealthRules::default() };
+    let config = Config { health: health::Options { rules, ..Default::default() }, ..node.config() };
+    let inventory = FakeInventory::default().gpu("GPU-1", Bytes::gib(16)).reports(reports);
+    node.agent = Some(start(&config, &inventory));
+    let gpu = GpuId("GPU-1".into());
+    let mut followed = node.agent().handle().health();
+    let bound = node.bind(30, Bytes::gib(2));
+    let mut process = Process::attach(&bound, Bytes::ZERO);
+
+    let xid = |xid| Report::Xid { gpu: gpu.clone(), bus: String::new(), xid };
+    script.send(xid(31)).unwrap();
+    node.until(|status| status.gpus[0].bindings[0].faults == 1);
+    assert_eq!(node.status().gpus[0].health, Health::Healthy, "a program's fault is none of the GPU");
+
+    script.send(xid(79)).unwrap();
+    node.until(|status| !status.gpus[0].health.takes_bindings());
+    assert!(
+        !node.runtime.block_on(followed.wait_for(|known| !known[&gpu].takes_bindings())).unwrap().is_empty()
+    );
+    let bind = Bind { owner: Function::default(), share: bound.binding.share };
+    let (status, answer) = node.request("POST", "/v1/bindings", &serde_json::to_string(&bind).unwrap());
+    assert_eq!(status, StatusCode::CONFLICT, "{answer}");
+    process.say(&FromContainer::Want);
+    process.right(true);
+
+    let url = format!("http://{}/metrics", node.agent().metrics().unwrap());
+    let metrics = node.runtime.block_on(async { reqwest::get(url).await.unwrap().text().await.unwrap() });
+    for line in
+        ["gpufn_node_gpu_healthy{gpu=\"GPU-1\"} 0", "gpufn_node_xids_total{gpu=\"GPU-1\",xid=\"79\"} 1"]
+    {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+
+    for _ in 0..10 {
+        script.send(Report::Probed(gpu.clone(), Ok(()))).unwrap();
+    }
+    node.until(|status| status.gpus[0].health == Health::Healthy);
+    node.bind(30, Bytes::gib(2));
 }
 
 #[test]

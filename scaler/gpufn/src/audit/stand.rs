@@ -133,7 +133,7 @@ impl Stats {
 struct SimulatedGpus(Stats);
 
 impl Inventory for SimulatedGpus {
-    fn gpus(&self, sharing: Sharing) -> Result<Vec<Gpu>, InventoryError> {
+    fn gpus(&self, sharing: Sharing, _: Duration) -> Result<Vec<Gpu>, InventoryError> {
         let gpus = self.0.gpus.iter().map(|gpu| Gpu {
             id: GpuId(gpu.uuid.clone()),
             index: gpu.index,
@@ -196,6 +196,7 @@ impl Stand {
             units: Units::PER_GPU,
             metrics: None,
             env: extra,
+            health: device_plugin::health::Options::default(),
         };
         let agent = match simgpu {
             Some(_) => Agent::start(&config, &SimulatedGpus(Stats::read(&socket(folder.path()))?))?,

@@ -306,7 +306,7 @@ fn on_event(platform: &Platform, event: &Event) {
                 follow(platform, function, replica, *grant);
             }
         }
-        Event::Attached { .. } | Event::Detached { .. } => {}
+        Event::Attached { .. } | Event::Detached { .. } | Event::Health { .. } | Event::Xid { .. } => {}
     }
 }
 
@@ -349,7 +349,7 @@ fn by_instance(platform: &Platform) -> HashMap<String, (Arc<Function>, Arc<Repli
 mod tests {
     use gpu_share::binding::{GpuId, Owner};
     use gpu_share::ledger::{Gpu, Sharing};
-    use gpu_share::protocol::GpuStatus;
+    use gpu_share::protocol::{GpuStatus, Health};
     use gpu_share::share::Share;
     use gpu_share::units::{Bytes, SmShare, Units};
 
@@ -380,6 +380,7 @@ mod tests {
             processes: vec![],
             launches: 0,
             unknown: 0,
+            faults: 0,
         };
         let gpu = Gpu {
             id: GpuId("g".into()),
@@ -388,8 +389,14 @@ mod tests {
             memory: Bytes::gib(1),
             sharing: Sharing::Mps,
         };
-        let gpu = GpuStatus { gpu, free_units: Units(0), bindings: bindings.iter().map(of).collect() };
-        NodeStatus { version: String::new(), pid: 1, units_per_gpu: Units(20), gpus: vec![gpu] }
+        let gpu = GpuStatus {
+            gpu,
+            health: Health::Healthy,
+            free_units: Units(0),
+            largest_fit: Units(0),
+            bindings: bindings.iter().map(of).collect(),
+        };
+        NodeStatus { version: String::new(), pid: 1, units_per_gpu: Units(20), blind: None, gpus: vec![gpu] }
     }
 
     #[test]

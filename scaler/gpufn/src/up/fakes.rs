@@ -16,7 +16,9 @@ use futures_util::future::BoxFuture;
 use gpu_share::annotations::Wish;
 use gpu_share::binding::{BindingId, GpuId};
 use gpu_share::ledger::{Gpu, Ledger, Sharing};
-use gpu_share::protocol::{Bind, BindingStatus, Bound, GpuStatus, Granted, NodeStatus, Problem, SetGrant};
+use gpu_share::protocol::{
+    Bind, BindingStatus, Bound, GpuStatus, Granted, Health, NodeStatus, Problem, SetGrant,
+};
 use gpu_share::share::Share;
 use gpu_share::units::{Bytes, Nanos, Units};
 use http::StatusCode;
@@ -168,7 +170,9 @@ async fn status(State(node): State<FakeNode>) -> Json<NodeStatus> {
     let used = *node.used.lock().unwrap();
     let gpus = ledger.gpus().map(|gpu| GpuStatus {
         gpu: gpu.clone(),
+        health: Health::Healthy,
         free_units: ledger.free_units(gpu, Units::PER_GPU),
+        largest_fit: ledger.largest_fit(gpu, Units::PER_GPU),
         bindings: ledger
             .bindings_on(&gpu.id)
             .map(|binding| BindingStatus {
@@ -179,10 +183,12 @@ async fn status(State(node): State<FakeNode>) -> Json<NodeStatus> {
                 processes: vec![7],
                 launches: 0,
                 unknown: 0,
+                faults: 0,
             })
             .collect(),
     });
-    Json(NodeStatus { version: "0".into(), pid: 1, units_per_gpu: Units::PER_GPU, gpus: gpus.collect() })
+    let gpus = gpus.collect();
+    Json(NodeStatus { version: "0".into(), pid: 1, units_per_gpu: Units::PER_GPU, blind: None, gpus })
 }
 
 async fn bind(State(node): State<FakeNode>, Json(bind): Json<Bind>) -> Response {
