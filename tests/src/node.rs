@@ -16,6 +16,7 @@ use gpu_share::protocol::{Bind, Bound};
 use gpu_share::share::Share;
 use gpu_share::units::{Bytes, Quota, SmShare};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
 use crate::control::Control;
@@ -67,12 +68,7 @@ pub struct ClientStats {
 impl Stats {
     /// Asks the simulated GPU behind `socket`.
     pub fn read(socket: &Path) -> Result<Self> {
-        let mut stream = UnixStream::connect(socket).context("the simulated GPU")?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"{\"request\":\"stats\"}\n")?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
-        serde_json::from_str(&line).with_context(|| line)
+        ask(socket, &serde_json::json!({"request": "stats"}))
     }
 
     /// GPU time that the process has used, all GPUs together.
@@ -197,6 +193,13 @@ impl Node {
         read.unwrap_or_else(|error| panic!("{error:#}; the agent printed:\n{}", self.agent.tail()))
     }
 
+    /// Has the simulated GPUs do what `order` says (`simcuda`'s faults).
+    pub fn order(&self, order: &serde_json::Value) {
+        let answer = ask::<serde_json::Value>(&self.path("simgpu.sock"), order);
+        let answer = answer.unwrap_or_else(|error| panic!("{order}: {error:#}"));
+        assert_eq!(answer, serde_json::json!({"done": true}), "{order}");
+    }
+
     /// Processor time up to now, with agent, simulated GPU and `clients` as the test's own.
     pub fn processors(&self, clients: impl Iterator<Item = u32>) -> Sample {
         Sample::take([&self.agent, &self.gpu].map(Process::pid).into_iter().chain(clients))
@@ -235,6 +238,16 @@ impl Node {
         let number = self.logs.fetch_add(1, Ordering::Relaxed);
         Process::spawn(command, &self.path(&format!("{}-{number}.log", bound.binding.owner.instance)))
     }
+}
+
+/// Asks the simulated GPUs behind `socket`.
+fn ask<T: DeserializeOwned>(socket: &Path, question: &serde_json::Value) -> Result<T> {
+    let mut stream = UnixStream::connect(socket).context("the simulated GPU")?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(format!("{question}\n").as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    serde_json::from_str(&line).with_context(|| line)
 }
 
 /// Waits until a `spin-client` says that it is ready.
