@@ -23,6 +23,8 @@ pub mod process;
 pub mod processors;
 pub mod programs;
 pub mod relay;
+pub mod server;
 pub mod transcripts;
 pub mod wait;
 pub mod wakes;
+pub mod wire;

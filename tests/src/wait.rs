@@ -16,3 +16,9 @@ pub async fn until<T>(what: &str, patience: Duration, mut look: impl AsyncFnMut(
         tokio::time::sleep(PERIOD).await;
     }
 }
+
+/// A moment between two looks that have a deadline, or a time that is part of what is measured.
+#[allow(clippy::disallowed_methods)] // There is nothing to wait for that could be told.
+pub fn pause(span: Duration) {
+    std::thread::sleep(span);
+}

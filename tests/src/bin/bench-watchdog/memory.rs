@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use gpufn::figures::{Bar, Figure};
 use tests::load::median;
+use tests::wait::pause;
 
 use crate::Cli;
-use crate::target::{answers, pause, upstream, watchdog};
+use crate::target::{answers, upstream, watchdog};
 
 /// How often a start is timed.
 const STARTS: usize = 21;
@@ -53,7 +54,7 @@ fn streams(cli: &Cli) -> Result<Figure> {
     std::thread::spawn(move || send_events(&function));
     let watchdog = watchdog("fwatchdog", &cli.watchdog, port)?;
     let start = Instant::now();
-    while !answers(watchdog.port(), "/_/ready") {
+    while !answers(watchdog.server.address(), "/_/ready") {
         if start.elapsed() > Duration::from_secs(10) {
             bail!("the watchdog does not become ready");
         }

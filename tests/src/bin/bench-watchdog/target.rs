@@ -2,20 +2,18 @@
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 use tests::port;
+use tests::server::{Server, WatchdogSetup};
 
-/// Longest time for a program to start.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Clock ticks in a second, which Linux shows in `/proc` on all its platforms.
-const TICKS: f64 = 100.0;
+/// Between two looks whether a program has started.
+const LOOK: Duration = Duration::from_micros(200);
 
 /// What the upstream answers to small requests.
 const ANSWER: &str = "hello world";
@@ -23,91 +21,47 @@ const ANSWER: &str = "hello world";
 /// Size of large bodies, in bytes.
 pub(crate) const LARGE: usize = 10 << 20;
 
-/// A running program. Killed when dropped.
+/// A running program.
 #[derive(Debug)]
 pub(crate) struct Target {
     /// What it is called in figures.
     pub(crate) name: &'static str,
-    child: Child,
-    port: u16,
-    _folder: TempDir,
+    /// Its process.
+    pub(crate) server: Server,
 }
 
 impl Target {
     /// A URL at it.
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.port)
+        format!("http://{}{path}", self.server.address())
     }
 
     /// Its port.
     pub(crate) fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// Its process and those that it started, except the function behind a watchdog, which only sleeps.
-    fn processes(&self) -> Vec<u32> {
-        let own = self.child.id();
-        let children =
-            std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
-        let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-        std::iter::once(own).chain(children).collect()
-    }
-
-    /// Processor time used so far, in seconds.
-    pub(crate) fn cpu(&self) -> f64 {
-        let used = |pid: u32| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // After the name, which may have spaces, fields 14 and 15 of proc(5) are numbers 11 and 12.
-            let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-            Some(fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?)
-        };
-        self.processes().into_iter().filter_map(used).sum::<f64>() / TICKS
+        self.server.address().port()
     }
 
     /// A line of `/proc/PID/status` in MiB, of the program's own process.
     pub(crate) fn memory(&self, line: &str) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let value = status.lines().find_map(|found| found.strip_prefix(line)).context("no such line")?;
-        let kib: f64 = value.trim_matches([':', ' ', '\t']).trim_end_matches(" kB").trim().parse()?;
-        Ok(kib / 1024.0)
+        Ok(f64::from(u32::try_from(self.server.status(line)?)?) / 1024.0)
     }
-}
 
-impl Drop for Target {
-    fn drop(&mut self) {
-        // At once: a watchdog that is asked to end drains for half a minute first.
-        for pid in self.processes() {
-            let _ =
-                Command::new("kill").args(["-s", "KILL", &pid.to_string()]).stderr(Stdio::null()).status();
-        }
-        let _ = self.child.wait();
+    /// One that has started when it answers `path`.
+    fn new(name: &'static str, server: Server, path: &str) -> Result<Self> {
+        let server = server.until_up(LOOK, |server| answers(server.address(), path)).context(name)?;
+        Ok(Self { name, server })
     }
-}
-
-/// A moment between two looks with a deadline, or a time that is part of what is measured.
-#[allow(clippy::disallowed_methods)] // There is nothing to wait for that could be told.
-pub(crate) fn pause(span: Duration) {
-    std::thread::sleep(span);
 }
 
 fn start(name: &'static str, mut command: Command, port: u16, folder: TempDir, path: &str) -> Result<Target> {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.spawn().with_context(|| format!("{name} can't be started"))?;
-    let target = Target { name, child, port, _folder: folder };
-    let start = Instant::now();
-    while !answers(port, path) {
-        if start.elapsed() > PATIENCE {
-            bail!("{name} does not answer at port {port}");
-        }
-        pause(Duration::from_micros(200));
-    }
-    Ok(target)
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    Target::new(name, Server::start(&mut command, port, folder)?, path)
 }
 
 /// Whether `path` is answered with 200.
-pub(crate) fn answers(port: u16, path: &str) -> bool {
+pub(crate) fn answers(address: SocketAddr, path: &str) -> bool {
     let ask = || {
-        let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+        let mut stream = TcpStream::connect(address)?;
         stream
             .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())?;
         let mut status = [0; 12];
@@ -131,13 +85,13 @@ pub(crate) fn watchdog_with(
     variables: &[(&str, &str)],
     path: &str,
 ) -> Result<Target> {
-    let (folder, port) = (tempfile::tempdir()?, port::free()?);
-    let mut command = Command::new(program);
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command.env("TMPDIR", folder.path()).env("port", port.to_string()).envs(variables.iter().copied());
     // of-watchdog knows no such variable; only one of them runs with its own port for metrics.
-    command.env("metrics_port", "0");
-    start(name, command, port, folder, path)
+    let mut setup = WatchdogSetup::new(program)?.env("metrics_port", 0);
+    for (variable, value) in variables {
+        setup = setup.env(variable, value);
+    }
+    let mut command = setup.command();
+    Target::new(name, setup.start(&mut command)?, path)
 }
 
 /// What is behind all of them: nginx with one worker, which answers from memory.

@@ -93,9 +93,9 @@ fn fork(name: &'static str, program: &std::path::Path) -> Result<Target> {
 
 fn sample(target: &Target, work: Work, seconds: u32) -> Result<Sample> {
     let script = work.is_upload.then(|| format!("wrk.method = 'POST'; wrk.body = string.rep('x', {LARGE})"));
-    let before = target.cpu();
+    let before = target.server.processor_time();
     let load = load(&target.url(work.path), work.connections, seconds, script.as_deref())?;
-    Ok(Sample { load, cpu: (target.cpu() - before) * 1e6 / load.requests })
+    Ok(Sample { load, cpu: (target.server.processor_time() - before) * 1e6 / load.requests })
 }
 
 fn shown(sample: &Sample) -> String {

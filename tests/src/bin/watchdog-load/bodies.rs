@@ -12,12 +12,12 @@ use clap::Args;
 use gpufn::figures::{Bar, Figure, Figures, Machine};
 use tempfile::TempDir;
 use tests::command;
+use tests::server::Server;
 
 use crate::Common;
 use crate::body::{Body, Numbers};
 use crate::client::{Answer, Connection, Request, Sent};
 use crate::mode::{MESSAGE, Mode, PARAMETERS};
-use crate::process::Watchdog;
 
 /// What is called a whole run.
 const WHOLE: (u64, u64) = (10_000, 50_000_000);
@@ -146,7 +146,7 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    fn run(&self, watchdog: &Watchdog, clients: usize, seen: &Seen) {
+    fn run(&self, watchdog: &Server, clients: usize, seen: &Seen) {
         let (next, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
         thread::scope(|scope| {
             for _ in 0..clients.max(1) {
@@ -170,13 +170,7 @@ impl Load<'_> {
         });
     }
 
-    fn one(
-        &self,
-        watchdog: &Watchdog,
-        open: &mut Option<Connection>,
-        number: u64,
-        seen: &Seen,
-    ) -> Result<()> {
+    fn one(&self, watchdog: &Server, open: &mut Option<Connection>, number: u64, seen: &Seen) -> Result<()> {
         let mut numbers = Numbers::new(number);
         let mut connection = match open.take() {
             Some(connection) => connection,

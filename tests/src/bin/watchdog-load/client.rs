@@ -1,13 +1,14 @@
-//! A client of HTTP/1.1 that sends a body and reads the answer at the same time, and keeps only the hash of what comes.
+//! A client that sends a body and reads the answer at the same time, and keeps only the hash of what comes.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use ring::digest::{Context, Digest, SHA256};
+use ::tests::wire::{self, Head, LAST_CHUNK, read_body, write_piece};
 
 use crate::body::{Body, Numbers};
 
@@ -16,9 +17,6 @@ const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Most bytes that are sent at once before the answer is looked at.
 const SMALL: u64 = 16 << 10;
-
-/// Longest line of a head.
-const LONGEST_LINE: u64 = 64 << 10;
 
 /// A request.
 #[derive(Debug)]
@@ -69,44 +67,29 @@ pub(crate) struct Answer {
     pub(crate) is_reusable: bool,
 }
 
-/// How the end of an answer's body is known.
-enum Framing {
-    Length(u64),
-    Chunks,
-    Connection,
-}
-
 /// An open connection.
 #[derive(Debug)]
-pub(crate) struct Connection {
-    writer: TcpStream,
-    reader: BufReader<TcpStream>,
-}
+pub(crate) struct Connection(wire::Connection);
 
 impl Connection {
     /// Connects.
     pub(crate) fn open(address: SocketAddr) -> Result<Self> {
-        let writer = TcpStream::connect_timeout(&address, DEADLINE).context("can't connect")?;
-        writer.set_nodelay(true)?;
-        writer.set_read_timeout(Some(DEADLINE))?;
-        writer.set_write_timeout(Some(DEADLINE))?;
-        let reader = BufReader::with_capacity(64 << 10, writer.try_clone()?);
-        Ok(Self { writer, reader })
+        wire::Connection::open(address, DEADLINE).map(Self)
     }
 
     /// The bytes themselves, for what is not HTTP any more.
     pub(crate) fn stream(&mut self) -> (&mut TcpStream, &mut BufReader<TcpStream>) {
-        (&mut self.writer, &mut self.reader)
+        (&mut self.0.writer, &mut self.0.reader)
     }
 
     /// Sends `request` and does not read its answer.
     pub(crate) fn send(&mut self, request: &Request<'_>) -> Result<()> {
-        Ok(self.writer.write_all(&request.head())?)
+        Ok(self.0.writer.write_all(&request.head())?)
     }
 
     /// Sends `request` and reads its answer.
     pub(crate) fn exchange(&mut self, request: &Request<'_>) -> Result<Answer> {
-        let Self { writer, reader } = self;
+        let wire::Connection { writer, reader } = &mut self.0;
         let head = request.head();
         let Some(sent) = &request.body else {
             writer.write_all(&head)?;
@@ -163,124 +146,25 @@ fn send(writer: &mut impl Write, sent: &Sent<'_>, begun: Option<Receiver<()>>) -
         write_piece(writer, &block[..count], sent.chunks.is_some())?;
     }
     if sent.chunks.is_some() {
-        writer.write_all(b"0\r\n\r\n")?;
-    }
-    Ok(())
-}
-
-fn write_piece(writer: &mut impl Write, piece: &[u8], is_chunk: bool) -> Result<()> {
-    if is_chunk {
-        writer.write_all(format!("{:x}\r\n", piece.len()).as_bytes())?;
-    }
-    writer.write_all(piece)?;
-    if is_chunk {
-        writer.write_all(b"\r\n")?;
+        writer.write_all(LAST_CHUNK)?;
     }
     Ok(())
 }
 
 /// Reads one answer; `begun` is told when its head is there.
 fn answer(reader: &mut BufReader<TcpStream>, method: &str, begun: impl FnOnce()) -> Result<Answer> {
-    let (status, framing, mut is_reusable) = loop {
-        let head = head(reader)?;
-        if head.0 == 101 || head.0 >= 200 {
-            break head;
-        }
-    };
+    let head = Head::read_final(reader)?;
+    let (framing, is_reusable) = (head.framing(method)?, head.is_reusable(method));
     begun();
     let mut context = Context::new(&SHA256);
-    let has_body = method != "HEAD" && !matches!(status, 101 | 204 | 304);
-    let length = match framing {
-        _ if !has_body => 0,
-        Framing::Length(length) => take(reader, length, &mut context)?,
-        Framing::Chunks => chunks(reader, &mut context)?,
-        Framing::Connection => {
-            is_reusable = false;
-            rest(reader, &mut context)?
-        }
-    };
-    Ok(Answer { status, length, digest: context.finish(), is_early: false, is_reusable })
-}
-
-/// A line without its end.
-fn line(reader: &mut impl BufRead) -> Result<String> {
-    let mut line = Vec::new();
-    reader.take(LONGEST_LINE).read_until(b'\n', &mut line).context("no answer in time")?;
-    ensure!(
-        line.ends_with(b"\n"),
-        "the connection ended within a line: {:?}",
-        String::from_utf8_lossy(&line)
-    );
-    Ok(String::from_utf8_lossy(line.trim_ascii_end()).into_owned())
-}
-
-/// Status, framing, and whether the connection goes on.
-fn head(reader: &mut impl BufRead) -> Result<(u16, Framing, bool)> {
-    let first = line(reader)?;
-    let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let status = status.with_context(|| format!("no answer: {first:?}"))?;
-    let (mut framing, mut is_reusable) = (Framing::Connection, true);
-    loop {
-        let line = line(reader)?;
-        if line.is_empty() {
-            return Ok((status, framing, is_reusable));
-        }
-        let (name, value) = line.split_once(':').with_context(|| format!("no header: {line:?}"))?;
-        match (name.to_ascii_lowercase().as_str(), value.trim()) {
-            ("content-length", value) => framing = Framing::Length(value.parse().context("content-length")?),
-            ("transfer-encoding", "chunked") => framing = Framing::Chunks,
-            ("transfer-encoding", value) => bail!("transfer-encoding is {value:?}"),
-            ("connection", value) if value.eq_ignore_ascii_case("close") => is_reusable = false,
-            _ => {}
-        }
-    }
-}
-
-fn take(reader: &mut impl BufRead, length: u64, context: &mut Context) -> Result<u64> {
-    let mut left = length;
-    while left > 0 {
-        let bytes = reader.fill_buf().context("the answer is not complete in time")?;
-        ensure!(!bytes.is_empty(), "the connection ended {left} bytes before the answer's end");
-        let count = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-        context.update(&bytes[..count]);
-        reader.consume(count);
-        left -= count as u64;
-    }
-    Ok(length)
-}
-
-fn chunks(reader: &mut impl BufRead, context: &mut Context) -> Result<u64> {
-    let mut length = 0;
-    loop {
-        let size = line(reader)?;
-        let size = u64::from_str_radix(size.split(';').next().unwrap_or_default(), 16)
-            .with_context(|| format!("no chunk: {size:?}"))?;
-        if size == 0 {
-            // Trailers, up to an empty line.
-            while !line(reader)?.is_empty() {}
-            return Ok(length);
-        }
-        length += take(reader, size, context)?;
-        ensure!(line(reader)?.is_empty(), "a chunk is longer than it says");
-    }
-}
-
-fn rest(reader: &mut impl BufRead, context: &mut Context) -> Result<u64> {
-    let mut length = 0;
-    loop {
-        let bytes = reader.fill_buf().context("the answer is not complete in time")?;
-        if bytes.is_empty() {
-            return Ok(length);
-        }
-        context.update(bytes);
-        let count = bytes.len();
-        reader.consume(count);
-        length += count as u64;
-    }
+    let length = read_body(reader, framing, |piece| context.update(piece))?;
+    Ok(Answer { status: head.status, length, digest: context.finish(), is_early: false, is_reusable })
 }
 
 #[cfg(test)]
 mod tests {
+    use ::tests::wire::Framing;
+
     use super::*;
 
     #[test]
@@ -290,16 +174,8 @@ mod tests {
         let sent = Sent { body: &body, chunks: Some(Numbers::new(1)), holds_last: false };
         send(&mut bytes, &sent, None).unwrap();
         let mut context = Context::new(&SHA256);
-        assert_eq!(chunks(&mut &bytes[..], &mut context).unwrap(), 300_000);
+        let length = read_body(&mut &bytes[..], Framing::Chunks, |piece| context.update(piece)).unwrap();
+        assert_eq!(length, 300_000);
         assert_eq!(context.finish().as_ref(), body.read().digest().as_ref());
-    }
-
-    #[test]
-    fn an_answer_that_is_cut_is_an_error() {
-        let context = || Context::new(&SHA256);
-        assert!(take(&mut &b"abc"[..], 4, &mut context()).is_err());
-        for cut in [&b"3\r\nabc\r\n"[..], b"3\r\nab", b"3\r\nabc\r\n0\r\n", b"4\r\nabcde\r\n0\r\n\r\n"] {
-            assert!(chunks(&mut &cut[..], &mut context()).is_err(), "{}", String::from_utf8_lossy(cut));
-        }
     }
 }

@@ -5,7 +5,6 @@ mod body;
 mod client;
 mod function;
 mod mode;
-mod process;
 mod soak;
 
 use std::path::PathBuf;

@@ -2,15 +2,19 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use tests::server::{Server, WatchdogSetup};
 
 use crate::Common;
 use crate::body::Body;
 use crate::client::{Connection, Request, Sent};
 use crate::function;
-use crate::process::Watchdog;
+
+/// Between two looks whether a watchdog is healthy.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Longer than any request takes, on a busy machine too.
 const LIMIT: &str = "30m";
@@ -98,15 +102,21 @@ impl Mode {
         matches!(self, Self::Http | Self::H2c | Self::Streaming)
     }
 
-    /// Starts the watchdog in this mode, its function giving back what it gets. Mode `static` gives the files of `files`.
-    pub(crate) fn start(self, common: &Common, files: &Path) -> Result<Watchdog> {
-        let folder = tempfile::tempdir()?;
-        let mut variables = self.variables(folder.path(), files)?;
-        for limit in ["read_timeout", "write_timeout", "exec_timeout"] {
-            variables.push((limit.into(), LIMIT.into()));
+    /// Starts the watchdog in this mode, its function giving back what it gets, and waits until it is healthy. Mode
+    /// `static` gives the files of `files`.
+    pub(crate) fn start(self, common: &Common, files: &Path) -> Result<Server> {
+        let mut setup = WatchdogSetup::new(&common.program)?;
+        for (name, value) in self.variables(setup.folder(), files)? {
+            setup = setup.env(name, value);
         }
-        variables.extend(common.environment.iter().cloned());
-        let watchdog = Watchdog::start(&common.program, &variables, folder)?;
+        for limit in ["read_timeout", "write_timeout", "exec_timeout"] {
+            setup = setup.env(limit, LIMIT);
+        }
+        for (name, value) in &common.environment {
+            setup = setup.env(name, value);
+        }
+        let mut command = setup.command();
+        let watchdog = setup.start(&mut command)?.until_up(LOOK, is_healthy)?;
         if self.is_action() {
             let body = Body::text(0, 0, "{\"value\":{\"name\":\"f", "\"}}");
             let sent = Sent { body: &body, chunks: None, holds_last: false };
@@ -117,7 +127,7 @@ impl Mode {
         Ok(watchdog)
     }
 
-    fn variables(self, folder: &Path, files: &Path) -> Result<Vec<(String, String)>> {
+    fn variables(self, folder: &Path, files: &Path) -> Result<Vec<(&'static str, String)>> {
         let script = |lines: &str| -> Result<String> {
             let path = folder.join("action.sh");
             fs::write(&path, lines)?;
@@ -148,6 +158,11 @@ impl Mode {
             }
             _ => {}
         }
-        Ok(variables.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+        Ok(variables)
     }
+}
+
+fn is_healthy(watchdog: &Server) -> bool {
+    let ask = || Connection::open(watchdog.address())?.exchange(&Request::new("GET", "/_/health"));
+    ask().is_ok_and(|answer| answer.status == 200)
 }

@@ -11,13 +11,14 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use gpufn::figures::{Bar, Figure, Figures, Machine};
 use tests::command;
+use tests::server::{Server, Usage};
+use tests::wait::pause;
 
 use crate::Common;
 use crate::body::{Body, Numbers};
 use crate::client::{Answer, Connection, Request, Sent};
 use crate::function::WORDS;
 use crate::mode::{MESSAGE, Mode, PARAMETERS};
-use crate::process::{Usage, Watchdog, pause};
 
 /// Between two looks, and how many of them there are at most in a time that is longer.
 const LOOK: Duration = Duration::from_millis(5);
@@ -113,7 +114,7 @@ fn soak(options: &Options, mode: Mode, requests: u64, files: &Path) -> Result<Ve
 }
 
 /// Looks until the load is over.
-fn look(watchdog: &Watchdog, seen: &Seen, is_over: &AtomicBool) -> Vec<(u64, Usage)> {
+fn look(watchdog: &Server, seen: &Seen, is_over: &AtomicBool) -> Vec<(u64, Usage)> {
     let (mut looks, start) = (Vec::new(), Instant::now());
     while !is_over.load(Ordering::Relaxed) {
         // One that has ended fails its requests.
@@ -125,7 +126,7 @@ fn look(watchdog: &Watchdog, seen: &Seen, is_over: &AtomicBool) -> Vec<(u64, Usa
 }
 
 /// What is used when nothing is asked any more, after a while if more than `kept` descriptors are open.
-fn at_rest(watchdog: &Watchdog, kept: u64) -> Result<Usage> {
+fn at_rest(watchdog: &Server, kept: u64) -> Result<Usage> {
     let start = Instant::now();
     loop {
         let usage = watchdog.usage()?;
@@ -202,7 +203,7 @@ fn middle(values: impl Iterator<Item = u64>) -> Option<f64> {
     tests::load::median(values.map(|value| f64::from(u32::try_from(value).unwrap_or(u32::MAX))))
 }
 
-fn client(mode: Mode, watchdog: &Watchdog, requests: u64, next: &AtomicU64, seen: &Seen) {
+fn client(mode: Mode, watchdog: &Server, requests: u64, next: &AtomicU64, seen: &Seen) {
     let mut connection = None;
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
@@ -222,7 +223,7 @@ fn client(mode: Mode, watchdog: &Watchdog, requests: u64, next: &AtomicU64, seen
 }
 
 /// One request: most are small, and every kind comes again and again.
-fn one(mode: Mode, watchdog: &Watchdog, open: &mut Option<Connection>, number: u64) -> Result<()> {
+fn one(mode: Mode, watchdog: &Server, open: &mut Option<Connection>, number: u64) -> Result<()> {
     let mut numbers = Numbers::new(number);
     let kind = numbers.below(4096);
     let mut connection = match open.take() {

@@ -1,12 +1,13 @@
-//! A client that sends bytes and reads what an HTTP/1 server makes of them, so that nothing is hidden by a library. Both
+//! What the cases send, and what they look at in answers: bytes, times, and whether the body came to its end. Both
 //! directions run at once, as with a browser or curl.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use tests::wire::{self, Cut, Head, LAST_CHUNK, read_body, write_piece};
 
 /// No wait is longer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -14,14 +15,12 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// An answer.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
-    pub(crate) version: String,
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
     /// Whether the body ended as its framing says.
     pub(crate) is_complete: bool,
-    /// Time to its head, and to its end.
-    pub(crate) head_after: Duration,
+    /// Time to its end.
     pub(crate) took: Duration,
     /// Times at which parts of the body came.
     pub(crate) parts: Vec<Duration>,
@@ -53,24 +52,19 @@ impl Answer {
 /// An open connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub(crate) stream: TcpStream,
-    buffer: Vec<u8>,
+    inner: wire::Connection,
     start: Instant,
 }
 
 impl Connection {
     /// Connects.
     pub(crate) fn open(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, DEADLINE).context("can't connect")?;
-        stream.set_read_timeout(Some(DEADLINE))?;
-        stream.set_write_timeout(Some(DEADLINE))?;
-        stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: Vec::new(), start: Instant::now() })
+        Ok(Self { inner: wire::Connection::open(address, DEADLINE)?, start: Instant::now() })
     }
 
     /// Sends bytes, on a thread of their own.
     pub(crate) fn send(&self, bytes: impl Into<Vec<u8>>) -> Result<()> {
-        let (mut stream, bytes) = (self.stream.try_clone()?, bytes.into());
+        let (mut stream, bytes) = (self.inner.writer.try_clone()?, bytes.into());
         if bytes.len() < 10_000 {
             return Ok(stream.write_all(&bytes)?);
         }
@@ -79,126 +73,46 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads what comes next into the buffer; whether there was anything.
-    fn fill(&mut self) -> Result<bool> {
-        let mut bytes = [0; 16_384];
-        match self.stream.read(&mut bytes) {
-            Ok(0) => Ok(false),
-            Ok(count) => {
-                self.buffer.extend_from_slice(&bytes[..count]);
-                Ok(true)
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(false),
-            Err(error) => Err(error).context("no answer in time"),
-        }
-    }
-
     /// All bytes until the connection ends.
     pub(crate) fn rest(&mut self) -> Result<String> {
-        while self.fill()? {}
-        Ok(String::from_utf8_lossy(&std::mem::take(&mut self.buffer)).into_owned())
+        let mut bytes = Vec::new();
+        match self.inner.reader.read_to_end(&mut bytes) {
+            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
+                Err(error).context("no answer in time")
+            }
+            _ => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        }
     }
 
     /// Bytes until they end with `end`.
     pub(crate) fn until(&mut self, end: &[u8]) -> Result<String> {
-        while !self.buffer.ends_with(end) {
-            ensure!(self.fill()?, "the connection ended: {:?}", String::from_utf8_lossy(&self.buffer));
+        let (mut bytes, mut byte) = (Vec::new(), [0]);
+        while !bytes.ends_with(end) {
+            let shown = || format!("the connection ended: {:?}", String::from_utf8_lossy(&bytes));
+            self.inner.reader.read_exact(&mut byte).with_context(shown)?;
+            bytes.push(byte[0]);
         }
-        Ok(String::from_utf8_lossy(&std::mem::take(&mut self.buffer)).into_owned())
-    }
-
-    /// Takes bytes from the buffer up to and with `end`; `None` if the connection ends first.
-    fn line(&mut self, end: &[u8]) -> Result<Option<Vec<u8>>> {
-        let mut from = 0;
-        loop {
-            let found = self.buffer[from..].windows(end.len()).position(|window| window == end);
-            if let Some(at) = found {
-                return Ok(Some(self.buffer.drain(..from + at + end.len()).collect()));
-            }
-            from = self.buffer.len().saturating_sub(end.len() - 1);
-            if !self.fill()? {
-                return Ok(None);
-            }
-        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// The next answer, to a request with this method.
     pub(crate) fn answer(&mut self, method: &str) -> Result<Answer> {
-        let mut answer = Answer::default();
-        loop {
-            let Some(head) = self.line(b"\r\n\r\n")? else {
-                bail!("empty reply: the connection ended without an answer")
-            };
-            answer.head(&head)?;
-            if answer.status != 100 {
-                break;
-            }
-        }
-        answer.head_after = self.start.elapsed();
-        let length = answer.header("content-length").and_then(|length| length.parse::<usize>().ok());
-        let is_chunked =
-            answer.header("transfer-encoding").is_some_and(|te| te.eq_ignore_ascii_case("chunked"));
-        if method == "HEAD" || matches!(answer.status, 101 | 204 | 304) {
-            answer.is_complete = true;
-        } else if is_chunked {
-            self.chunks(&mut answer)?;
-        } else {
-            self.plain(&mut answer, length)?;
-        }
-        answer.took = self.start.elapsed();
-        Ok(answer)
-    }
-
-    fn chunks(&mut self, answer: &mut Answer) -> Result<()> {
-        loop {
-            let Some(line) = self.line(b"\r\n")? else { return Ok(()) };
-            let size = String::from_utf8_lossy(&line);
-            let size = usize::from_str_radix(size.trim().split(';').next().unwrap_or_default(), 16)
-                .with_context(|| format!("no chunk: {size:?}"))?;
-            while self.buffer.len() < size + 2 {
-                if !self.fill()? {
-                    return Ok(());
-                }
-            }
-            answer.body.extend(self.buffer.drain(..size));
-            self.buffer.drain(..2);
-            if size == 0 {
-                answer.is_complete = true;
-                return Ok(());
-            }
-            answer.parts.push(self.start.elapsed());
-        }
-    }
-
-    fn plain(&mut self, answer: &mut Answer, length: Option<usize>) -> Result<()> {
-        loop {
-            let wanted = length.unwrap_or(usize::MAX) - answer.body.len();
-            let count = wanted.min(self.buffer.len());
-            answer.body.extend(self.buffer.drain(..count));
-            if Some(answer.body.len()) == length {
-                answer.is_complete = true;
-                return Ok(());
-            }
-            if !self.fill()? {
-                answer.is_complete = length.is_none();
-                return Ok(());
-            }
-        }
-    }
-}
-
-impl Answer {
-    fn head(&mut self, head: &[u8]) -> Result<()> {
-        let head = String::from_utf8_lossy(head);
-        let mut lines = head.split("\r\n");
-        let first = lines.next().unwrap_or_default();
-        let mut words = first.splitn(3, ' ');
-        self.version = words.next().unwrap_or_default().to_string();
-        let status = words.next().unwrap_or_default();
-        self.status = status.parse().with_context(|| format!("no answer: {first:?}"))?;
-        let headers = lines.filter_map(|line| line.split_once(':'));
-        self.headers = headers.map(|(name, value)| (name.to_string(), value.trim().to_string())).collect();
-        Ok(())
+        let reader = &mut self.inner.reader;
+        let head = Head::read_final(reader)?;
+        let framing = head.framing(method)?;
+        let Head { status, headers, .. } = head;
+        let (mut body, mut parts) = (Vec::new(), Vec::new());
+        let outcome = read_body(reader, framing, |piece| {
+            body.extend_from_slice(piece);
+            parts.push(self.start.elapsed());
+        });
+        let is_complete = match outcome {
+            Ok(_) => true,
+            Err(error) if error.is::<Cut>() => false,
+            Err(error) => return Err(error),
+        };
+        let took = self.start.elapsed();
+        Ok(Answer { status, headers, body, is_complete, took, parts })
     }
 }
 
@@ -252,16 +166,13 @@ impl Request {
         }
         bytes.push_str("\r\n");
         let mut bytes = bytes.into_bytes();
-        if !self.is_chunked {
-            bytes.extend_from_slice(body);
-            return bytes;
+        for piece in body.chunks(30_000) {
+            // A vector takes everything.
+            let _ = write_piece(&mut bytes, piece, self.is_chunked);
         }
-        for chunk in body.chunks(30_000) {
-            bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
-            bytes.extend_from_slice(chunk);
-            bytes.extend_from_slice(b"\r\n");
+        if self.is_chunked {
+            bytes.extend_from_slice(LAST_CHUNK);
         }
-        bytes.extend_from_slice(b"0\r\n\r\n");
         bytes
     }
 

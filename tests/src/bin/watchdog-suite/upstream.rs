@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-
-use crate::watchdog::pause;
+use tests::wait::pause;
 
 /// A running server, until it is dropped.
 #[derive(Debug)]

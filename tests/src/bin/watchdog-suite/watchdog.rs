@@ -1,25 +1,20 @@
-//! A watchdog of any make as a process: its environment, its lines, its end. Nothing of it outlives its case.
+//! A watchdog of any make as the cases start it and look at it: its environment, its lines, its lock file, its end.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tempfile::TempDir;
-use tests::port;
+use rustix::process::Signal;
+use tests::server::{Server, WatchdogSetup};
+use tests::wait::pause;
 
 use crate::client::{Answer, DEADLINE, Request};
-
-/// A moment between two looks, or in which something happens on the other side. Who calls it has a deadline.
-#[allow(clippy::disallowed_methods)] // There is nothing to wait for that could be told.
-pub(crate) fn pause(span: Duration) {
-    thread::sleep(span);
-}
 
 /// Waits until something is so.
 pub(crate) fn wait_for(mut is_so: impl FnMut() -> bool) -> Result<()> {
@@ -45,9 +40,7 @@ pub(crate) struct Suite {
 /// The environment of a watchdog that is not yet started.
 #[derive(Debug)]
 pub(crate) struct Setup {
-    program: PathBuf,
-    environment: Vec<(String, String)>,
-    folder: TempDir,
+    inner: WatchdogSetup,
     /// Whether the function says that it has started by a file.
     says_ready: bool,
 }
@@ -55,19 +48,11 @@ pub(crate) struct Setup {
 impl Suite {
     /// A watchdog with a free port, and without a function.
     pub(crate) fn bare(&self) -> Result<Setup> {
-        let folder = tempfile::tempdir()?;
-        let mut environment = self.environment.clone();
-        let port = port::free()?;
-        for (name, value) in [
-            ("PATH", std::env::var("PATH")?),
-            ("TMPDIR", folder.path().display().to_string()),
-            ("port", port.to_string()),
-            ("metrics_port", port::free()?.to_string()),
-            ("healthcheck_interval", "200ms".to_string()),
-        ] {
-            environment.push((name.to_string(), value));
+        let mut inner = WatchdogSetup::new(&self.program)?.env("healthcheck_interval", "200ms");
+        for (name, value) in &self.environment {
+            inner = inner.env(name, value);
         }
-        Ok(Setup { program: self.program.clone(), environment, folder, says_ready: false })
+        Ok(Setup { inner, says_ready: false })
     }
 
     /// A watchdog in front of the function at `url`, with a process that ends when it is told to, or its watchdog is gone
@@ -91,30 +76,25 @@ impl Suite {
 
 impl Setup {
     /// Sets a variable.
-    #[allow(clippy::needless_pass_by_value)] // Cases write values on the spot.
-    pub(crate) fn env(mut self, name: &str, value: impl ToString) -> Self {
-        self.environment.retain(|(own, _)| own != name);
-        self.environment.push((name.to_string(), value.to_string()));
-        self.says_ready &= name != "fprocess";
-        self
+    pub(crate) fn env(self, name: &str, value: impl ToString) -> Self {
+        Self { inner: self.inner.env(name, value), says_ready: self.says_ready && name != "fprocess" }
     }
 
     /// Unsets a variable.
-    pub(crate) fn without(mut self, name: &str) -> Self {
-        self.environment.retain(|(own, _)| own != name);
-        self
+    pub(crate) fn without(self, name: &str) -> Self {
+        Self { inner: self.inner.without(name), ..self }
     }
 
     /// The watchdog's own folder.
     pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
+        self.inner.folder()
     }
 
     /// Writes a shell script that can be run, and gives its path.
     pub(crate) fn script(&self, lines: &str) -> Result<String> {
-        let path = self.folder.path().join("function");
+        let path = self.folder().join("function");
         // A file that is still open for writing in a process that was just forked can't be run.
-        let written = self.folder.path().join("function.new");
+        let written = self.folder().join("function.new");
         std::fs::write(&written, format!("#!/bin/sh\n{lines}\n"))?;
         std::fs::set_permissions(&written, std::fs::Permissions::from_mode(0o755))?;
         std::fs::copy(&written, &path)?;
@@ -122,9 +102,8 @@ impl Setup {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        command.env_clear().envs(self.environment.clone());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut command = self.inner.command();
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
@@ -156,25 +135,28 @@ impl Setup {
 
     /// Starts it and waits until it accepts requests.
     pub(crate) fn start(self) -> Result<Watchdog> {
-        let mut child = self.command().spawn()?;
+        let mut command = self.command();
+        let is_suppressed = self.inner.value("suppress_lock").is_some();
+        let mut server = self.inner.start(&mut command)?;
         let lines = Arc::new(Mutex::new(Vec::new()));
-        copy(child.stdout.take(), &lines);
-        copy(child.stderr.take(), &lines);
-        let port =
-            |name: &str| self.environment.iter().find(|(own, _)| own == name).map(|(_, port)| port.as_str());
-        let port = port("port").or_else(|| port("PORT")).unwrap_or("8080").parse()?;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let mut watchdog = Watchdog { child, address, lines, folder: self.folder };
-        let lock = watchdog.lock_file();
-        let suppressed = self.environment.iter().any(|(name, _)| name == "suppress_lock");
-        let ready = watchdog.folder.path().join("function.ready");
-        let has_started = || !self.says_ready || ready.exists();
-        let is_open = || (suppressed || lock.exists()) && TcpStream::connect(address).is_ok();
-        wait_for(|| has_started() && is_open() || watchdog.has_ended())
-            .with_context(|| format!("it does not listen: {:#?}", watchdog.lines()))?;
-        ensure!(!watchdog.has_ended(), "it has ended: {:#?}", watchdog.lines());
-        Ok(watchdog)
+        copy(server.child().stdout.take(), &lines);
+        copy(server.child().stderr.take(), &lines);
+        let has_started =
+            |server: &Server| !self.says_ready || server.folder().join("function.ready").exists();
+        let is_open = |server: &Server| {
+            (is_suppressed || lock_file(server).exists()) && TcpStream::connect(server.address()).is_ok()
+        };
+        let server =
+            server.until_up(Duration::from_millis(3), |server| has_started(server) && is_open(server));
+        let shown =
+            || format!("it does not listen: {:#?}", lines.lock().unwrap_or_else(PoisonError::into_inner));
+        let server = server.with_context(shown)?;
+        Ok(Watchdog { address: server.address(), server, lines })
     }
+}
+
+fn lock_file(server: &Server) -> PathBuf {
+    server.folder().join(".lock")
 }
 
 fn copy(pipe: Option<impl Read + Send + 'static>, lines: &Arc<Mutex<Vec<String>>>) {
@@ -188,13 +170,12 @@ fn copy(pipe: Option<impl Read + Send + 'static>, lines: &Arc<Mutex<Vec<String>>
     });
 }
 
-/// A running watchdog. Killed when dropped.
+/// A running watchdog.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
-    child: Child,
+    server: Server,
     pub(crate) address: SocketAddr,
     lines: Arc<Mutex<Vec<String>>>,
-    folder: TempDir,
 }
 
 impl Watchdog {
@@ -214,14 +195,9 @@ impl Watchdog {
             .with_context(|| format!("{target} never answers {wanted}"))
     }
 
-    /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Path of its lock file.
     pub(crate) fn lock_file(&self) -> PathBuf {
-        self.folder.path().join(".lock")
+        lock_file(&self.server)
     }
 
     /// What it has written so far.
@@ -256,28 +232,19 @@ impl Watchdog {
             .with_context(|| format!("no {line} in {}", self.metrics().unwrap_or_default()))
     }
 
-    /// Sends a signal by its name.
-    pub(crate) fn signal(&self, name: &str) -> Result<()> {
-        let status = Command::new("kill").args(["-s", name, &self.pid().to_string()]).status()?;
-        ensure!(status.success(), "can't send {name}");
-        Ok(())
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        self.server.signal(signal)
     }
 
     /// Whether it has ended.
     pub(crate) fn has_ended(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(_)))
+        matches!(self.server.child().try_wait(), Ok(Some(_)))
     }
 
     /// Waits until it has ended: its exit code.
     pub(crate) fn ended(&mut self) -> Result<i32> {
         wait_for(|| self.has_ended()).context("it does not end")?;
-        Ok(self.child.wait()?.code().unwrap_or(-1))
-    }
-}
-
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Ok(self.server.child().wait()?.code().unwrap_or(-1))
     }
 }

@@ -5,18 +5,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
+use rustix::process::Signal;
+use tests::wait::pause;
 
 use super::{Case, case};
 use crate::client::{Answer, Connection, Request};
 use crate::upstream::Upstream;
-use crate::watchdog::{Suite, Watchdog, pause, wait_for};
+use crate::watchdog::{Suite, Watchdog, wait_for};
 
 pub(crate) const CASES: &[Case] = &[
     case(56, "told to stop, it is unhealthy at once, and listens for the interval", |suite| {
         let upstream = Upstream::start()?;
         let mut watchdog = suite.http(&upstream.url())?.env("healthcheck_interval", "700ms").start()?;
         let start = Instant::now();
-        watchdog.signal("TERM")?;
+        watchdog.signal(Signal::TERM)?;
         watchdog.until("/_/health", 503)?;
         watchdog.get("/_/ready")?.expect(503)?;
         ensure!(start.elapsed() < Duration::from_millis(600), "after {:?}", start.elapsed());
@@ -31,7 +33,7 @@ pub(crate) const CASES: &[Case] = &[
     case(57, "requests in the interval are answered", |suite| {
         let upstream = Upstream::start()?;
         let mut watchdog = suite.http(&upstream.url())?.env("healthcheck_interval", "700ms").start()?;
-        watchdog.signal("TERM")?;
+        watchdog.signal(Signal::TERM)?;
         watchdog.until("/_/health", 503)?;
         watchdog.get("/x")?.expect(200)?;
         ensure!(watchdog.ended()? == 0, "its exit code should be 0");
@@ -43,7 +45,7 @@ pub(crate) const CASES: &[Case] = &[
         let (address, start) = (watchdog.address, Instant::now());
         let running = in_flight(&watchdog, "/sleep/1500");
         upstream.until_busy(1)?;
-        watchdog.signal("TERM")?;
+        watchdog.signal(Signal::TERM)?;
         wait_for(|| TcpStream::connect(address).is_err())?;
         ensure!(start.elapsed() < Duration::from_millis(1400), "closed after {:?}", start.elapsed());
         outcome(running)?.expect(200)?;
@@ -58,7 +60,7 @@ pub(crate) const CASES: &[Case] = &[
         let mut watchdog = setup.start()?;
         let running = in_flight(&watchdog, "/sleep/800");
         upstream.until_busy(1)?;
-        watchdog.signal("TERM")?;
+        watchdog.signal(Signal::TERM)?;
         let answer = outcome(running);
         let code = watchdog.ended()?;
         if suite.is_old {
@@ -77,7 +79,7 @@ pub(crate) const CASES: &[Case] = &[
         let running = in_flight(&watchdog, "/sleep/60000");
         upstream.until_busy(1)?;
         let start = Instant::now();
-        watchdog.signal("TERM")?;
+        watchdog.signal(Signal::TERM)?;
         watchdog.ended()?;
         ensure!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
         drop(running.join());
@@ -86,13 +88,13 @@ pub(crate) const CASES: &[Case] = &[
     case(61, "a second SIGTERM changes nothing, SIGINT ends it", |suite| {
         let upstream = Upstream::start()?;
         let mut watchdog = suite.http(&upstream.url())?.env("healthcheck_interval", "500ms").start()?;
-        watchdog.signal("TERM")?;
+        watchdog.signal(Signal::TERM)?;
         watchdog.until("/_/health", 503)?;
-        watchdog.signal("TERM")?;
+        watchdog.signal(Signal::TERM)?;
         ensure!(watchdog.ended()? == 0, "its exit code should be 0");
         let mut watchdog = suite.http(&upstream.url())?.env("healthcheck_interval", "1h").start()?;
         let start = Instant::now();
-        watchdog.signal("INT")?;
+        watchdog.signal(Signal::INT)?;
         watchdog.ended()?;
         ensure!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         Ok(())
@@ -100,7 +102,7 @@ pub(crate) const CASES: &[Case] = &[
     case(62, "told to stop, it removes its lock file", |suite| {
         let upstream = Upstream::start()?;
         let mut watchdog = suite.http(&upstream.url())?.start()?;
-        watchdog.signal("TERM")?;
+        watchdog.signal(Signal::TERM)?;
         watchdog.ended()?;
         ensure!(!watchdog.lock_file().exists(), "the lock file is there");
         Ok(())
@@ -110,7 +112,7 @@ pub(crate) const CASES: &[Case] = &[
         let setup = suite.http(&upstream.url())?.env("healthcheck_interval", "1500ms");
         let mut watchdog = setup.env("K_REVISION", "f-00001").start()?;
         let start = Instant::now();
-        watchdog.signal("TERM")?;
+        watchdog.signal(Signal::TERM)?;
         ensure!(watchdog.ended()? == 0, "its exit code should be 0");
         let waited = start.elapsed() >= Duration::from_millis(1400);
         ensure!(waited == suite.is_old, "{:?}", start.elapsed());
