@@ -10,9 +10,19 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
+use self::frames::WithoutEmpty;
 use super::failure::Failure;
 use super::outgoing::{Outgoing, strip_connection};
 use crate::workers::{self, MOST_WORKERS};
+
+mod frames;
+
+/// How many bytes of an answer the function may send before its client has taken them. For the whole connection that is
+/// no bound, only for each request: the HTTP/2 library bounds the number of small frames that wait by the connection's
+/// window, and a connection that exceeds it ends with all of its requests. A stream's window of one-byte frames costs
+/// 16 MiB of that bound, which is half of the connection's window.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 30;
 
 /// The connections of all workers.
 #[derive(Debug, Default)]
@@ -47,7 +57,9 @@ impl Multiplexed {
     async fn connect(&self, authority: &str) -> Result<SendRequest<Outgoing>, Failure> {
         let stream = TcpStream::connect(authority).await.map_err(Failure::Unreachable)?;
         stream.set_nodelay(true).map_err(Failure::Unreachable)?;
-        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+        let handshake = builder.handshake(TokioIo::new(WithoutEmpty::new(stream))).await;
         let (sender, connection) = handshake.map_err(Failure::from)?;
         tokio::spawn(connection);
         *self.own() = Some(sender.clone());
