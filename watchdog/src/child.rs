@@ -4,14 +4,16 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, getppid, kill_process, kill_process_group, set_parent_process_death_signal,
+    Pid, Signal, getpid, getppid, kill_process, kill_process_group, set_parent_process_death_signal,
 };
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -238,9 +240,40 @@ struct Run {
 }
 
 impl Recipe {
+    /// Starts the function, tied to the watchdog's life where that is needed.
     fn start(&self, processes: &Arc<Processes>) -> io::Result<Run> {
-        let mut command = Command::new("/proc/self/exe");
+        // With the first process of a container, the kernel ends all others (pid_namespaces(7)).
+        if getpid().is_init() {
+            return self.start_itself(processes);
+        }
+        match self.start_as(self.tied_command(), processes) {
+            Err(error) if is_foreign(&error) => {
+                log!(
+                    "warning: the function is not ended with a watchdog that is killed, since it can't start itself: {error}"
+                );
+                self.start_itself(processes)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn start_itself(&self, processes: &Arc<Processes>) -> io::Result<Run> {
+        let mut words = self.words.iter();
+        let program = words.next().map(OsString::as_os_str).unwrap_or_default();
+        let mut command = Command::new(program);
+        command.args(words);
+        let named = |error: io::Error| io::Error::new(error.kind(), cannot_start(program, &error));
+        self.start_as(command, processes).map_err(named)
+    }
+
+    /// A watchdog that becomes the function: only a process itself can ask to be killed with its parent.
+    fn tied_command(&self) -> Command {
+        let mut command = Command::new(own_program());
         command.arg(BECOME).arg(std::process::id().to_string()).args(&self.words);
+        command
+    }
+
+    fn start_as(&self, mut command: Command, processes: &Arc<Processes>) -> io::Result<Run> {
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let (mut child, group) = processes.start(|| {
@@ -254,6 +287,17 @@ impl Recipe {
         ];
         Ok(Run { child, group, copiers, since: Instant::now() })
     }
+}
+
+/// The watchdog's program. Not the kernel's name for it where there is another: with an emulator of the processor, that
+/// is the emulator.
+pub(crate) fn own_program() -> PathBuf {
+    std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
+}
+
+/// Whether the program is for another processor: that of an emulator which is not registered with the kernel.
+fn is_foreign(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error())
 }
 
 impl Run {
@@ -331,11 +375,11 @@ pub(crate) fn become_function(mut arguments: impl Iterator<Item = OsString>) -> 
         return "the watchdog ended before the function started".to_string();
     }
     let error = Command::new(&program).args(arguments).exec();
-    format!("fprocess is {}, and it can't be started: {error}", quoted(&program))
+    cannot_start(&program, &error)
 }
 
-fn quoted(program: &OsStr) -> String {
-    format!("{:?}", program.to_string_lossy())
+fn cannot_start(program: &OsStr, error: &io::Error) -> String {
+    format!("fprocess is {:?}, and it can't be started: {error}", program.to_string_lossy())
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
 use super::message::{Refusal, long, result};
+use crate::child::own_program;
 use crate::child::processes::{Group, Processes};
 
 /// First argument of a watchdog that is about to become an action.
@@ -83,7 +84,7 @@ impl Loop {
         let (results, writer) = io::pipe()?;
         // The action's own process opens it as descriptor 3; until then it is inherited under its number.
         fcntl_setfd(&writer, FdFlags::empty())?;
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::new(own_program());
         command.args([BECOME, &writer.as_raw_fd().to_string()]).arg(start.program).args(start.args);
         command.envs(start.environment).stdin(Stdio::piped()).process_group(0);
         let ((mut child, stdin), group) = processes.start(|| {
