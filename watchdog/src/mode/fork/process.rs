@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::sync::oneshot;
@@ -24,7 +24,9 @@ use crate::child::processes::{Group, Processes};
 use crate::config::LogConfig;
 use crate::logs::Lines;
 
-/// Most that is read from a process at once: what a pipe holds.
+/// Room for what is read from a process at once, in bytes: small outputs get the least of it, those that fill it get
+/// more, up to what a pipe holds.
+const LEAST_ROOM: usize = 4 << 10;
 const PIPE: usize = 64 << 10;
 
 /// Longest time to wait for the last lines of a process that has ended: what it left behind may hold its stderr.
@@ -82,7 +84,8 @@ pub(crate) enum NoBody {
 #[derive(Debug)]
 pub(crate) struct Process {
     stdout: pipe::Receiver,
-    space: Box<[u8]>,
+    space: BytesMut,
+    room: usize,
     ending: oneshot::Receiver<Ending>,
     exited: Option<io::Result<ExitStatus>>,
     is_at_end: bool,
@@ -129,8 +132,8 @@ impl Recipe {
         let (sender, ending) = oneshot::channel();
         let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
         tokio::spawn(attend(child, stdin.map(|stdin| (stdin, input)), stderr, self.logs, sender));
-        let space = vec![0; PIPE].into_boxed_slice();
-        Ok(Process { stdout, space, ending, exited: None, is_at_end: false, group })
+        let (space, room) = (BytesMut::new(), LEAST_ROOM);
+        Ok(Process { stdout, space, room, ending, exited: None, is_at_end: false, group })
     }
 }
 
@@ -148,11 +151,12 @@ impl Process {
             }
         }
         if !self.is_at_end {
-            let mut buffer = ReadBuf::new(&mut self.space);
+            self.space.reserve(self.room);
             // A pipe that can't be read has ended.
-            let read = ready!(Pin::new(&mut self.stdout).poll_read(cx, &mut buffer));
-            if read.is_ok() && !buffer.filled().is_empty() {
-                return Poll::Ready(Event::Bytes(Bytes::copy_from_slice(buffer.filled())));
+            let count = ready!(pin!(self.stdout.read_buf(&mut self.space)).poll(cx)).unwrap_or_default();
+            if count > 0 {
+                self.room = if count < self.room { self.room } else { (2 * self.room).min(PIPE) };
+                return Poll::Ready(Event::Bytes(self.space.split().freeze()));
             }
             self.is_at_end = true;
         }
