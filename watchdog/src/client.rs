@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::pieces::poll_write_pieces;
+
 /// When writing to a client must be over. Shared by its socket and its requests.
 #[derive(Debug)]
 pub(crate) struct WriteLimit {
@@ -133,7 +135,7 @@ impl AsyncWrite for ClientSocket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.limit.check()?;
-        let written = Pin::new(self.stream.get_mut()).poll_write_vectored(cx, slices);
+        let written = poll_write_pieces(self.stream.get_mut(), cx, slices);
         self.limited(cx, written)
     }
 

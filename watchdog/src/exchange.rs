@@ -121,10 +121,13 @@ impl Drop for Exchange {
         let (method, target, bytes) = (&self.method, &self.target, self.bytes);
         match self.logged.or(self.status) {
             Some(status) => {
-                logs::line(format_args!("{}", Access { method, target, status, bytes, took, call_id }));
+                logs::line_soon(format_args!("{}", Access { method, target, status, bytes, took, call_id }));
             }
             None => {
-                logs::line(format_args!("{method} {target} - client went away ({:.4}s)", took.as_secs_f64()));
+                logs::line_soon(format_args!(
+                    "{method} {target} - client went away ({:.4}s)",
+                    took.as_secs_f64()
+                ));
             }
         }
     }

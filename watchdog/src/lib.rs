@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
 use crate::child::processes::Processes;
@@ -47,6 +46,7 @@ mod limiter;
 mod logs;
 mod metrics;
 mod mode;
+mod pieces;
 mod queue;
 mod server;
 mod workers;
@@ -153,13 +153,13 @@ fn watch() -> ExitCode {
     log!("{}", version());
     config.warnings.iter().for_each(|warning| log!("{warning}"));
     // The main thread drives what follows until the end: the kernel ends the function when this thread ends.
-    let outcome =
-        Builder::new_current_thread().enable_all().build().map_err(StartError::from).and_then(|runtime| {
-            let code = runtime.block_on(run(&config));
-            // Connections that did not end in time end with the process.
-            runtime.shutdown_background();
-            code
-        });
+    let outcome = workers::runtime().map_err(StartError::from).and_then(|runtime| {
+        let code = runtime.block_on(run(&config));
+        // Connections that did not end in time end with the process.
+        runtime.shutdown_background();
+        code
+    });
+    logs::write_waiting();
     outcome.unwrap_or_else(|error| {
         log!("{error}");
         let is_hidden = matches!(error, StartError::Listen { .. } | StartError::Lock { .. });

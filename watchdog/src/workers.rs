@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::net::TcpStream;
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 
-use crate::alarm;
 use crate::connection::Protocols;
 use crate::server::App;
+use crate::{alarm, logs};
 
 /// The most threads that pass requests on: more would only cost memory beside a function.
 pub(crate) const MOST_WORKERS: usize = 4;
@@ -64,7 +64,7 @@ impl Drop for Load {
 impl Workers {
     /// This thread and as many more as there are processors, up to [`MOST_WORKERS`]. Inside a runtime only.
     pub(crate) fn start(app: Arc<App>, protocols: Protocols) -> io::Result<Self> {
-        alarm::keep_spare();
+        settle();
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_WORKERS);
         let others = (1..threads).map(spawn);
         let runtimes = std::iter::once(Ok(Handle::current())).chain(others);
@@ -90,13 +90,25 @@ impl Workers {
     }
 }
 
+/// What drives the connections of one worker.
+pub(crate) fn runtime() -> io::Result<Runtime> {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().max_blocking_threads(MOST_BLOCKING).on_thread_park(logs::write_waiting).build()
+}
+
+/// This thread has a [`runtime`] until it ends, and no other.
+fn settle() {
+    alarm::keep_spare();
+    logs::write_when_idle();
+}
+
 /// Starts the worker `number`, which ends with the process.
 fn spawn(number: usize) -> io::Result<Handle> {
-    let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(MOST_BLOCKING).build()?;
+    let runtime = runtime()?;
     let handle = runtime.handle().clone();
     let work = move || {
         CURRENT.set(number);
-        alarm::keep_spare();
+        settle();
         runtime.block_on(std::future::pending::<()>());
     };
     std::thread::Builder::new().name(format!("worker-{number}")).spawn(work)?;

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use super::codec::{Framing, write_head, write_header};
 use super::link::LinkError;
 use super::outgoing::Outgoing;
+use crate::pieces::poll_write_pieces;
 
 /// What ends a chunk.
 const CHUNK_END: Bytes = Bytes::from_static(b"\r\n");
@@ -234,7 +235,7 @@ impl Sending {
             ready!(Pin::new(stream).poll_write(cx, head))?
         } else {
             let slices = [IoSlice::new(head), IoSlice::new(&self.chunk), IoSlice::new(&self.tail)];
-            ready!(Pin::new(stream).poll_write_vectored(cx, &slices))?
+            ready!(poll_write_pieces(stream, cx, &slices))?
         };
         self.has_begun = true;
         if count == 0 { Poll::Ready(Err(io::ErrorKind::WriteZero.into())) } else { Poll::Ready(Ok(count)) }
