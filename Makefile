@@ -7,7 +7,7 @@ REQUESTS ?= 50000000
 WATCHDOG_DIR := target/$(if $(FULL),release,debug)
 TARGET ?=
 STATIC_TARGET = $(or $(TARGET),$(shell rustc -vV | sed -n 's/^host: //p'))
-STATIC_DIR = target/$(STATIC_TARGET)/release
+STATIC_DIR = target/$(STATIC_TARGET)/shipped
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 # As images call it.
 ARCHITECTURE = $(patsubst x86_64-%,amd64,$(patsubst aarch64-%,arm64,$(STATIC_TARGET)))
@@ -34,12 +34,13 @@ bench: ## what sharing costs, measured with the real programs: latencies, waking
 	$(CARGO) build --release --locked --workspace
 	$(PROFILE_DIR)/bench $(if $(QUICK),--quick)
 
-bench-watchdog: ## fwatchdog beside nginx, haproxy and an of-watchdog (PEER=its path) in one run; needs wrk and nginx
-	$(CARGO) build --release --locked --package watchdog --package tests --bin fwatchdog --bin bench-watchdog
-	$(PROFILE_DIR)/bench-watchdog $(if $(PEER),--peer $(PEER)) $(if $(QUICK),--rounds 2 --seconds 1)
+bench-watchdog: build-watchdog-static ## fwatchdog beside nginx, haproxy and an of-watchdog (PEER=its path) in one run; needs wrk and nginx
+	$(CARGO) build --release --locked --package tests --bin bench-watchdog
+	$(PROFILE_DIR)/bench-watchdog --watchdog $(STATIC_DIR)/fwatchdog $(if $(PEER),--peer $(PEER)) \
+		$(if $(QUICK),--rounds 2 --seconds 1)
 
-build-watchdog-static: ## fwatchdog as one file that needs no library, in target/<TARGET>/release (TARGET: another target)
-	RUSTFLAGS='-C target-feature=+crt-static -C strip=symbols' $(CARGO) build --release --locked --package watchdog --bin fwatchdog --target $(STATIC_TARGET)
+build-watchdog-static: ## fwatchdog as images have it, one file that needs no library, in target/<TARGET>/shipped (TARGET: another target)
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --profile shipped --locked --package watchdog --bin fwatchdog --target $(STATIC_TARGET)
 
 watchdog-image-root: build-watchdog-static ## what watchdog/Dockerfile puts into an image, in target/image: fwatchdog and the hook (TARGET)
 	$(CARGO) build --release --locked --package cuda-hook --package cuda-hook-nvml --package cuda-hook-preload \
