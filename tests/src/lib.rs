@@ -9,8 +9,10 @@
 pub mod command;
 pub mod control;
 pub mod delivery;
+pub mod device_manager;
 pub mod function;
 pub mod gateway;
+pub mod go;
 pub mod http;
 pub mod judge;
 pub mod load;
