@@ -248,7 +248,12 @@ mod tests {
         let gpu = GpuId("GPU-1".into());
         let binding = |index: u32| Binding {
             id: format!("b-{index}").try_into().unwrap(),
-            owner: Owner { namespace: "fn".into(), function: format!("f{index}"), instance: "0".into() },
+            owner: Owner {
+                namespace: "fn".into(),
+                function: format!("f{index}"),
+                instance: "0".into(),
+                ..Owner::default()
+            },
             gpu: gpu.clone(),
             share: Share::whole_gpu(Bytes::gib(1)),
             grant: Quota::WHOLE,

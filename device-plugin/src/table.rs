@@ -103,7 +103,12 @@ mod tests {
         let percent = |percent| Quota::from_percent(percent).unwrap();
         let sm = SmShare::from_percent(50).unwrap();
         let share = Share::new(sm, percent(40), percent(100), Bytes::gib(2)).unwrap();
-        let owner = Owner { namespace: "fn".into(), function: "resnet".into(), instance: "0".into() };
+        let owner = Owner {
+            namespace: "fn".into(),
+            function: "resnet".into(),
+            instance: "0".into(),
+            ..Owner::default()
+        };
         let id = "b-1".to_string().try_into().unwrap();
         node.bind(id, Bind { owner, share }, Nanos::ZERO).unwrap();
         node.set_health(&GpuId("GPU-1".into()), Health::Unhealthy { why: "Xid 79: fell off the bus".into() })

@@ -87,21 +87,14 @@ impl Wish {
         gpu_memory: Bytes,
         profiles: &Profiles,
     ) -> Result<Option<Self>, Invalid> {
-        let text = |key: &str| annotations.get(key).map(|value| value.trim());
-        let parse_with = |key: &'static str| text(key).map(|value| (key, value));
-        let asks = [annotation::SM, annotation::QUOTA, annotation::MEMORY];
+        let parse_with = |key| text(annotations, key);
         // Every value is checked, also of a function without a share: a wrong one is a mistake, not a wish.
-        let sm = parse_with(annotation::SM).map(sm_share).transpose()?.unwrap_or(SmShare::WHOLE);
-        let floor = parse_with(annotation::QUOTA).map(quota).transpose()?.unwrap_or(Quota::WHOLE);
-        let ceiling = parse_with(annotation::QUOTA_LIMIT).map(quota).transpose()?.unwrap_or(Quota::WHOLE);
-        if ceiling < floor {
-            let limit = text(annotation::QUOTA_LIMIT).unwrap_or_default();
-            return Err(Invalid::new(annotation::QUOTA_LIMIT, limit, format!("the quota, {floor}, or more")));
-        }
-        let memory = match parse_with(annotation::MEMORY) {
-            Some(value) => memory(value, gpu_memory)?,
-            None => Bytes(gpu_memory.0 / 100 * u64::from(sm.percent())),
-        };
+        let shape = Shape::read(annotations, gpu_memory)?;
+        let sm = shape.sm.unwrap_or(SmShare::WHOLE);
+        let floor = shape.quota.unwrap_or(Quota::WHOLE);
+        let ceiling = shape.limit.unwrap_or(Quota::WHOLE);
+        check_limit(annotations, floor, ceiling)?;
+        let memory = shape.memory.unwrap_or(Bytes(gpu_memory.0 / 100 * u64::from(sm.percent())));
         let wish = Self {
             share: Share::new(sm, floor, ceiling, memory)?,
             slo: parse_with(annotation::SLO).map(slo).transpose()?,
@@ -110,8 +103,52 @@ impl Wish {
             batch: parse_with(annotation::BATCH).map(batch).transpose()?.unwrap_or(1),
             replicas: parse_with(annotation::REPLICAS).map(replicas).transpose()?.unwrap_or_default(),
         };
-        Ok(asks.iter().any(|key| text(key).is_some()).then_some(wish))
+        let asks = shape.sm.is_some() || shape.quota.is_some() || shape.memory.is_some();
+        Ok(asks.then_some(wish))
     }
+}
+
+/// The form of a share as annotations have it; what they leave out is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// SM share.
+    pub sm: Option<SmShare>,
+    /// Guaranteed part of the time.
+    pub quota: Option<Quota>,
+    /// The most of the time, at least the quota.
+    pub limit: Option<Quota>,
+    /// Memory, at most the card's.
+    pub memory: Option<Bytes>,
+}
+
+impl Shape {
+    /// Reads what `annotations` say about a share on a GPU with `gpu_memory`; others are not looked at.
+    pub fn read(annotations: &BTreeMap<String, String>, gpu_memory: Bytes) -> Result<Self, Invalid> {
+        let parse_with = |key| text(annotations, key);
+        let shape = Self {
+            sm: parse_with(annotation::SM).map(sm_share).transpose()?,
+            quota: parse_with(annotation::QUOTA).map(quota).transpose()?,
+            limit: parse_with(annotation::QUOTA_LIMIT).map(quota).transpose()?,
+            memory: parse_with(annotation::MEMORY).map(|pair| memory(pair, gpu_memory)).transpose()?,
+        };
+        if let (Some(quota), Some(limit)) = (shape.quota, shape.limit) {
+            check_limit(annotations, quota, limit)?;
+        }
+        Ok(shape)
+    }
+}
+
+/// An annotation's name and text, without what surrounds it.
+fn text<'a>(annotations: &'a BTreeMap<String, String>, key: &'static str) -> Option<Pair<'a>> {
+    annotations.get(key).map(|value| (key, value.trim()))
+}
+
+fn check_limit(annotations: &BTreeMap<String, String>, quota: Quota, limit: Quota) -> Result<(), Invalid> {
+    if limit >= quota {
+        return Ok(());
+    }
+    let value = text(annotations, annotation::QUOTA_LIMIT).map_or("", |(_, value)| value);
+    Err(Invalid::new(annotation::QUOTA_LIMIT, value, format!("the quota, {quota}, or more")))
 }
 
 /// Name of an annotation and its value.

@@ -70,6 +70,12 @@ pub struct Owner {
     pub function: String,
     /// Name of the replica (in Kubernetes, the pod).
     pub instance: String,
+    /// In Kubernetes, the container of the pod.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub container: String,
+    /// In Kubernetes, the devices that the kubelet counts for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
 }
 
 /// A share bound to one container on one GPU.

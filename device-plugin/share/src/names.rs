@@ -26,6 +26,14 @@ pub mod annotation {
     pub const GPU: &str = "gpufn.dev/gpu";
 }
 
+/// Labels.
+pub mod label {
+    /// On a pod: it opts in.
+    pub const ENABLED: &str = "gpufn.dev/enabled";
+    /// On a node, written back: the most units that one new container could have there.
+    pub const MAX_FREE_UNITS: &str = "gpufn.dev/max-free-units";
+}
+
 /// Environment of a container that has a share.
 pub mod env {
     /// Path of the binding's page.
@@ -48,7 +56,12 @@ pub mod env {
     pub const MPS_PERCENTAGE: &str = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE";
     /// Which GPUs a CUDA program sees.
     pub const VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
+    /// Which GPUs NVIDIA's container toolkit puts into a container.
+    pub const NVIDIA_VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
 }
+
+/// The extended resource that the node agent gives to the kubelet.
+pub const RESOURCE: &str = "gpufn.dev/gpu";
 
 /// Names in the node agent's state folder, `/run/gpufn` on a cluster node.
 pub mod state {
@@ -56,6 +69,8 @@ pub mod state {
     pub const FOLDER: &str = "/run/gpufn";
     /// Socket for containers (watchdog and hook).
     pub const SOCKET: &str = "node.sock";
+    /// Folder that pods see, with another name of that socket in it: a mount of the folder outlives the socket.
+    pub const SOCKETS: &str = "sockets";
     /// Socket for whoever binds and grants; only the agent's user may open it.
     pub const CONTROL_SOCKET: &str = "control.sock";
     /// Folder of the bindings, each in a folder of its own.

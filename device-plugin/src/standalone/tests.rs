@@ -137,7 +137,12 @@ impl Node {
     fn bind(&self, floor: u8, memory: Bytes) -> Bound {
         let share =
             Share::new(SmShare::WHOLE, Quota::from_percent(floor).unwrap(), Quota::WHOLE, memory).unwrap();
-        let owner = Function { namespace: "fn".into(), function: "f".into(), instance: "0".into() };
+        let owner = Function {
+            namespace: "fn".into(),
+            function: "f".into(),
+            instance: "0".into(),
+            ..Function::default()
+        };
         let (status, body) =
             self.request("POST", "/v1/bindings", &serde_json::to_string(&Bind { owner, share }).unwrap());
         assert_eq!(status, StatusCode::CREATED, "{body}");
@@ -642,7 +647,12 @@ fn the_service_that_the_agent_keeps_comes_and_goes_with_it_and_binds_wait_while_
     fs::remove_file(&daemon).unwrap();
     let share =
         Share::new(SmShare::WHOLE, Quota::from_percent(30).unwrap(), Quota::WHOLE, Bytes::gib(1)).unwrap();
-    let owner = Function { namespace: "fn".into(), function: "g".into(), instance: "0".into() };
+    let owner = Function {
+        namespace: "fn".into(),
+        function: "g".into(),
+        instance: "0".into(),
+        ..Function::default()
+    };
     let bind = serde_json::to_string(&Bind { owner, share }).unwrap();
     let begin = Instant::now();
     let answer = loop {

@@ -213,7 +213,12 @@ impl Stand {
         let quota = Quota::from_percent;
         let sm = SmShare::from_percent(container.sm)?;
         let share = Share::new(sm, quota(container.quota)?, quota(container.ceiling)?, MEMORY)?;
-        let owner = Owner { namespace: "audit".into(), function: name.into(), instance: name.into() };
+        let owner = Owner {
+            namespace: "audit".into(),
+            function: name.into(),
+            instance: name.into(),
+            ..Owner::default()
+        };
         Ok(self.agent.handle().bind(Bind { owner, share }).await?)
     }
 

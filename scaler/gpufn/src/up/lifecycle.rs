@@ -201,6 +201,7 @@ impl Life {
             namespace: self.spec.id.namespace.clone(),
             function: self.spec.id.name.clone(),
             instance: self.replica.instance.to_string(),
+            ..Owner::default()
         };
         let Bound { binding, env, .. } = self
             .platform
