@@ -15,16 +15,17 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
-use gpu_share::binding::{BindingId, GpuId};
+use gpu_share::binding::{Binding, BindingId, GpuId};
 use gpu_share::ledger::Refusal;
 use gpu_share::protocol::{Bind, Bound, Event, Granted, Health, NodeStatus, Problem, SetGrant};
-use gpu_share::units::Quota;
+use gpu_share::units::{Quota, Units};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, oneshot, watch};
 
-use crate::owner::{ControlError, Message, Observation, Reply};
+use crate::node::GpuOffer;
+use crate::owner::{ControlError, Message, Observation, Reply, Reshape};
 use crate::reactor::Sender;
 
 /// Asks the node agent's owner. What the control socket serves, and what a program that embeds the agent calls.
@@ -49,6 +50,31 @@ impl Handle {
     /// Changes a binding's quota, zero to park it.
     pub async fn set_grant(&self, id: BindingId, quota: Quota) -> Result<Granted, ControlError> {
         self.ask(|reply| Message::SetGrant(id, quota, reply)).await
+    }
+
+    /// Binds a share on `gpu`, in whatever form fits there; returns once that is on the disk.
+    pub async fn bind_on(&self, gpu: GpuId, bind: Bind) -> Result<Bound, ControlError> {
+        self.ask(|reply| Message::BindOn(gpu, bind, reply)).await
+    }
+
+    /// Changes whom a binding is for and what it may use; its page has it when this returns.
+    pub async fn reshape(&self, id: BindingId, reshape: Reshape) -> Result<Bound, ControlError> {
+        self.ask(|reply| Message::Reshape(id, Box::new(reshape), reply)).await
+    }
+
+    /// Takes over a binding of an earlier agent whose checkpoint is lost, if it still fits exactly there.
+    pub async fn restore(&self, binding: Binding) -> Result<(), ControlError> {
+        self.ask(|reply| Message::Restore(Box::new(binding), reply)).await
+    }
+
+    /// The units of each GPU as a scheduler should see them, where `allocated` are with containers and nobody asks for fewer
+    /// than `smallest`.
+    pub async fn offers(
+        &self,
+        allocated: BTreeMap<GpuId, Units>,
+        smallest: Units,
+    ) -> Result<Vec<GpuOffer>, ControlError> {
+        self.ask(|reply| Message::Offers(allocated, smallest, reply)).await
     }
 
     /// The node as it is now.

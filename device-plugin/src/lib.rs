@@ -13,6 +13,7 @@
 //! | [`environment`] | the variables of a container |
 //! | [`cdi`] | the same and the mounts, as container runtimes read them |
 //! | [`mps`] | NVIDIA's multi-process service: its daemon's life |
+//! | [`fit`] | the form of a share that fits where the one asked for does not (pure) |
 //! | [`control`] | the control API, and the handle that it calls |
 //! | [`metrics`] | what is exported |
 //! | [`standalone`] | start, restore and stop without Kubernetes |
@@ -30,6 +31,7 @@ mod containers;
 pub mod control;
 pub mod environment;
 pub mod health;
+pub mod fit;
 pub mod inventory;
 pub mod metrics;
 pub mod mps;
@@ -41,4 +43,4 @@ mod reactor;
 pub mod standalone;
 pub mod table;
 
-pub use owner::{ControlError, Observation};
+pub use owner::{ControlError, Observation, Reshape};

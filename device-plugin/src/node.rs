@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 
 use gpu_share::binding::{Binding, BindingId, GpuId};
-use gpu_share::ledger::{Gpu, Ledger, Refusal, Withdrawn};
+use gpu_share::ledger::{Gpu, Ledger, Offer, Refusal, Withdrawn};
 use gpu_share::page::{Counters, SLOTS, Slot};
 use gpu_share::protocol::{Bind, BindingStatus, Event, GpuStatus, Health, NodeStatus};
 use gpu_share::units::{Bytes, Nanos, Quota, Units};
 
 use crate::arbiter::{self, Arbiter, ProcessId, Rules, Tally, Terms};
 
+mod placement;
 #[cfg(test)]
 mod tests;
 
@@ -76,6 +77,17 @@ pub struct Reservation {
     pub used: Bytes,
     /// The most that they may hold.
     pub limit: Bytes,
+}
+
+/// What a scheduler should see of a GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuOffer {
+    /// Which.
+    pub gpu: GpuId,
+    /// Its units.
+    pub units: Offer,
+    /// The most that one new container could have.
+    pub largest: Units,
 }
 
 #[derive(Clone, Debug)]
@@ -361,6 +373,20 @@ impl Node {
         });
         let gpus = gpus.collect();
         NodeStatus { version: version.into(), pid, units_per_gpu: self.units, blind: None, gpus }
+    }
+
+    /// The units of each GPU as a scheduler should see them, in the driver's order, where `allocated` are with containers
+    /// and nobody asks for fewer than `smallest`.
+    pub fn offers(&self, allocated: &BTreeMap<GpuId, Units>, smallest: Units) -> Vec<GpuOffer> {
+        let mut gpus: Vec<_> = self.ledger.gpus().collect();
+        gpus.sort_by_key(|gpu| gpu.index);
+        let offer = |gpu: &Gpu| {
+            let allocated = allocated.get(&gpu.id).copied().unwrap_or_default();
+            let units = self.ledger.offer(gpu, self.units, allocated, smallest);
+            let largest = self.ledger.largest_fit(gpu, self.units).min(units.free);
+            GpuOffer { gpu: gpu.id.clone(), units, largest }
+        };
+        gpus.into_iter().map(offer).collect()
     }
 
     /// What the arbiters of each GPU did so far.

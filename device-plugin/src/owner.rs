@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use gpu_share::binding::{BindingId, GpuId};
+use gpu_share::binding::{Binding, BindingId, GpuId};
 use gpu_share::ledger::Refusal;
+use gpu_share::page::Counters;
 use gpu_share::protocol::{Bind, Bound, Event, FromContainer, Granted, Health, NodeStatus, ToContainer};
-use gpu_share::units::{Bytes, Nanos, Quota};
+use gpu_share::share::Share;
+use gpu_share::units::{Bytes, Nanos, Quota, Units};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::arbiter::{ProcessId, Tally};
@@ -23,7 +25,7 @@ use crate::environment::Environment;
 use crate::health::{Meaning, News, describe};
 use crate::metrics::Metrics;
 use crate::mps::keeper::Standing;
-use crate::node::{Effect, Node, Report};
+use crate::node::{Effect, GpuOffer, Node, Report};
 use crate::pages::Pages;
 use crate::precedence;
 use crate::reactor::{Arrival, Reactor, Sender};
@@ -60,6 +62,17 @@ pub struct Observation {
     pub tallies: BTreeMap<GpuId, Tally>,
 }
 
+/// What a binding becomes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reshape {
+    /// Whom it is for.
+    pub owner: gpu_share::binding::Owner,
+    /// What it may use.
+    pub share: Share,
+    /// The quota that it should have if there is room.
+    pub quota: Quota,
+}
+
 #[derive(Debug)]
 pub(crate) enum Message {
     /// A process that has not attached asks what it is bound to.
@@ -74,6 +87,13 @@ pub(crate) enum Message {
     Bind(Bind, Reply<Bound>),
     Release(BindingId, Reply<()>),
     SetGrant(BindingId, Quota, Reply<Granted>),
+    /// Bind on a GPU that the sender chose.
+    BindOn(GpuId, Bind, Reply<Bound>),
+    Reshape(BindingId, Box<Reshape>, Reply<Bound>),
+    /// Take over a binding whose checkpoint is lost.
+    Restore(Box<Binding>, Reply<()>),
+    /// The units of each GPU, where so many are with containers and nobody asks for fewer than the last.
+    Offers(BTreeMap<GpuId, Units>, Units, Reply<Vec<GpuOffer>>),
     Observe(Reply<Observation>),
     Mps(Standing),
     News(News),
@@ -154,7 +174,26 @@ impl Owner {
             Message::Attach { connection, binding, pid, memory } => {
                 self.attach(*connection, &binding, pid, memory);
             }
-            Message::Bind(bind, reply) => self.bind(bind, reply),
+            Message::Bind(bind, reply) => {
+                if let Standing::Broken(why) = &self.mps {
+                    // A function that started now would share the GPU's time with its neighbours, unseen.
+                    let _ = reply.send(Err(ControlError::Mps(why.clone())));
+                } else {
+                    self.bind(reply, |node, id, now| node.bind(id, bind, now));
+                }
+            }
+            Message::BindOn(gpu, Bind { owner, share }, reply) => {
+                self.bind(reply, |node, id, now| node.bind_on(&gpu, id, &owner, &share, now));
+            }
+            Message::Reshape(id, reshape, reply) => {
+                let _ = reply.send(self.reshape(&id, *reshape));
+            }
+            Message::Restore(binding, reply) => {
+                let _ = reply.send(self.restore(&binding));
+            }
+            Message::Offers(allocated, smallest, reply) => {
+                let _ = reply.send(Ok(self.node.offers(&allocated, smallest)));
+            }
             Message::Release(id, reply) => self.release(&id, reply),
             Message::SetGrant(id, quota, reply) => {
                 let result = self.node.set_grant(&id, quota, self.clock.now()).map(|(grant, effects)| {
@@ -323,14 +362,13 @@ impl Owner {
         }
     }
 
-    fn bind(&mut self, bind: Bind, reply: Reply<Bound>) {
-        if let Standing::Broken(why) = &self.mps {
-            // A function that started now would share the GPU's time with its neighbours, unseen.
-            let _ = reply.send(Err(ControlError::Mps(why.clone())));
-            return;
-        }
+    fn bind(
+        &mut self,
+        reply: Reply<Bound>,
+        bind: impl FnOnce(&mut Node, BindingId, Nanos) -> Result<(Binding, Vec<Effect>), Refusal>,
+    ) {
         let id = new_id();
-        let (binding, effects) = match self.node.bind(id.clone(), bind, self.clock.now()) {
+        let (binding, effects) = match bind(&mut self.node, id.clone(), self.clock.now()) {
             Ok(bound) => bound,
             Err(refusal) => {
                 let _ = reply.send(Err(refusal.into()));
@@ -357,6 +395,36 @@ impl Owner {
             let _ = reply.send(written.map(|()| bound).map_err(ControlError::State));
         };
         self.save(Some(Box::new(then)));
+    }
+
+    /// Not waited for until it is on the disk, as a grant: the container waits for its page.
+    fn reshape(
+        &mut self,
+        id: &BindingId,
+        Reshape { owner, share, quota }: Reshape,
+    ) -> Result<Bound, ControlError> {
+        if let Standing::Broken(why) = &self.mps
+            && !self.node.is_attached(id)
+        {
+            // It is about to start.
+            return Err(ControlError::Mps(why.clone()));
+        }
+        let (binding, effects) = self.node.reshape(id, owner, &share, quota, self.clock.now())?;
+        self.carry_out(effects);
+        self.save(None);
+        Ok(self.environment.bound(binding, self.pages.path(id)))
+    }
+
+    /// Its processes attach again by themselves.
+    fn restore(&mut self, binding: &Binding) -> Result<(), ControlError> {
+        self.node.restore(binding, Counters::default(), self.clock.now())?;
+        let made = self.pages.create(binding);
+        if let Err(error) = made {
+            self.forget(&binding.id);
+            return Err(ControlError::State(format!("the page can't be made: {error}")));
+        }
+        self.save(None);
+        Ok(())
     }
 
     fn release(&mut self, id: &BindingId, reply: Reply<()>) {

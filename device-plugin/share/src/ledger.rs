@@ -217,6 +217,13 @@ impl Ledger {
         Ok((self.get(id)?.clone(), withdrawn))
     }
 
+    /// Notes whom a binding is for.
+    pub fn set_owner(&mut self, id: &BindingId, owner: Owner) -> Result<(), Refusal> {
+        let binding = self.bindings.get_mut(id).ok_or_else(|| Refusal::Unknown(id.clone()))?;
+        binding.owner = owner;
+        Ok(())
+    }
+
     /// Ends a binding; its time and memory are free.
     pub fn release(&mut self, id: &BindingId) -> Result<Binding, Refusal> {
         self.bindings.remove(id).ok_or_else(|| Refusal::Unknown(id.clone()))
