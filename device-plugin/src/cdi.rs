@@ -2,6 +2,7 @@
 //!
 //! Pure: it makes the specification and writes no file. The forms of the hook's placement are told in the hook's README.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use gpu_share::names::env;
@@ -11,7 +12,7 @@ use serde::Serialize;
 /// Version of the specification of CDI that this is written to. All that is used has been in it since 0.4.
 const VERSION: &str = "0.6.0";
 /// Vendor and class of the devices, as in the name of the extended resource.
-const KIND: &str = "gpufn.dev/gpu";
+pub const KIND: &str = "gpufn.dev/gpu";
 /// Where the loader's configuration says that the hook's folder comes first. The loader reads these files in the order of
 /// their names, and the container toolkit's begins with `00-nvcr`.
 const LOADER_FILE: &str = "/etc/ld.so.conf.d/00-gpufn.conf";
@@ -32,6 +33,9 @@ pub struct Spec {
 pub struct Device {
     /// The binding's name; the device is `gpufn.dev/gpu=<name>`.
     pub name: String,
+    /// For whoever reads the file; the runtime does not look at them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
     /// What is changed in the container.
     pub container_edits: Edits,
 }
@@ -123,7 +127,8 @@ pub fn device(bound: &Bound, placement: &Placement) -> Option<Device> {
         }
     }
     let env = bound.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    Some(Device { name: bound.binding.id.to_string(), container_edits: Edits { env, mounts, hooks } })
+    let name = bound.binding.id.to_string();
+    Some(Device { name, annotations: BTreeMap::new(), container_edits: Edits { env, mounts, hooks } })
 }
 
 /// What the loader's configuration file for [`Placement::Cache`] holds.
@@ -142,7 +147,7 @@ fn proxy(hook: &Path, file: &Path) -> PathBuf {
     hook.join(if name.starts_with("libnvidia-ml.so") { "libnvidia-ml.so.1" } else { "libcuda.so.1" })
 }
 
-fn mount(host: &Path, container: &Path, access: &'static str) -> Mount {
+pub(crate) fn mount(host: &Path, container: &Path, access: &'static str) -> Mount {
     let options = vec!["rbind", access, "nosuid", "nodev"];
     Mount { host_path: host.into(), container_path: container.into(), options }
 }

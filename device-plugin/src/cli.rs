@@ -10,15 +10,20 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use gpu_share::names::state;
+use gpu_share::names::{RESOURCE, state};
 use gpu_share::protocol::NodeStatus;
 use gpu_share::units::{Nanos, Units};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::process::{Resource as Limited, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::health;
 use crate::inventory::{NvmlInventory, SharingChoice};
+use crate::kubelet::Form;
+use crate::kubelet::resource::Resource;
+use crate::kubelet::serve;
 use crate::mps::{Mps, MpsChoice};
 use crate::standalone::{Agent, Config};
 use crate::table;
@@ -33,6 +38,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Runs the node agent as a device plugin of the kubelet.
+    Serve(Box<Serve>),
     /// Runs the node agent without Kubernetes.
     Standalone(Box<Standalone>),
     /// Shows GPUs and bindings of a running agent.
@@ -86,6 +93,55 @@ struct Standalone {
 }
 
 #[derive(Debug, Args)]
+struct Serve {
+    #[command(flatten)]
+    node: Standalone,
+    /// Name of the extended resource.
+    #[arg(long, env = "GPUFN_RESOURCE", value_name = "NAME", default_value = RESOURCE)]
+    resource: Resource,
+    /// The kubelet's folder of plugins.
+    #[arg(
+        long,
+        env = "GPUFN_PLUGINS",
+        value_name = "DIR",
+        default_value = "/var/lib/kubelet/device-plugins"
+    )]
+    plugins: PathBuf,
+    /// The kubelet's pod-resources socket.
+    #[arg(
+        long,
+        env = "GPUFN_POD_RESOURCES",
+        value_name = "PATH",
+        default_value = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    )]
+    pod_resources: PathBuf,
+    /// How a container gets at its binding.
+    #[arg(long, env = "GPUFN_INJECT", value_enum, default_value = "cdi")]
+    inject: Form,
+    /// Folder of CDI files.
+    #[arg(long, env = "GPUFN_CDI", value_name = "DIR", default_value = "/var/run/cdi")]
+    cdi: PathBuf,
+    /// Kind of the CDI devices that stand for the GPUs themselves, such as nvidia.com/gpu.
+    #[arg(long, env = "GPUFN_GPU_KIND", value_name = "KIND")]
+    gpu_kind: Option<String>,
+    /// Folder on the node below which the hook library is installed, for containers.
+    #[arg(long, env = "GPUFN_INSTALL", value_name = "DIR", default_value = "/opt/gpufn")]
+    install: PathBuf,
+    /// The node's name at the API server.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// The fewest units that a container asks for; where fewer are left, they are withdrawn.
+    #[arg(long, env = "GPUFN_SMALLEST", value_name = "UNITS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    smallest: u32,
+    /// How long the kubelet's list has to miss a container until its binding is released, 1ms to 1h.
+    #[arg(long, env = "GPUFN_GRACE", default_value = "10s", value_parser = grace)]
+    grace: Nanos,
+}
+
+/// Units per GPU that go into a million parts without a rest, so that the parts of a GPU sum to the GPU.
+const DIVISIONS: [u32; 4] = [10, 20, 50, 100];
+
+#[derive(Debug, Args)]
 struct Status {
     /// State folder of the agent.
     #[arg(long, env = "GPUFN_STATE", default_value = state::FOLDER)]
@@ -104,13 +160,23 @@ enum LogFormat {
 impl Cli {
     /// What does not go together, though each is allowed.
     fn conflict(&self) -> Option<clap::Error> {
-        let Command::Standalone(options) = &self.command else { return None };
-        let contradict = options.mps == Some(MpsChoice::Start) && options.sharing == SharingChoice::Exclusive;
-        contradict.then(|| {
-            let text =
-                "--mps is start and --sharing is exclusive, allowed is --sharing mps or auto with it\n";
-            clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, text)
-        })
+        let (node, division) = match &self.command {
+            Command::Standalone(node) => (&**node, None),
+            Command::Serve(serve) => (&serve.node, Some(serve.node.units)),
+            Command::Status(_) => return None,
+        };
+        let conflict = |text: &str| Some(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, text));
+        if node.mps == Some(MpsChoice::Start) && node.sharing == SharingChoice::Exclusive {
+            return conflict(
+                "--mps is start and --sharing is exclusive, allowed is --sharing mps or auto with it\n",
+            );
+        }
+        match division {
+            Some(units) if !DIVISIONS.contains(&units) => {
+                conflict(&format!("--units is {units}, allowed is 10, 20, 50 or 100 for the kubelet\n"))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -131,6 +197,7 @@ pub fn run() -> ExitCode {
         }
     };
     let result = match cli.command {
+        Command::Serve(options) => serve(*options),
         Command::Standalone(options) => standalone(*options),
         Command::Status(options) => status(&options),
     };
@@ -146,15 +213,14 @@ pub fn run() -> ExitCode {
 
 /// As many open files as the system allows: each connection takes two, and a container must not use them up.
 fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+    let limit = getrlimit(Limited::Nofile);
+    if let Err(error) = setrlimit(Limited::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::warn!(%error, "limit of open files stays");
     }
 }
 
-fn standalone(options: Standalone) -> anyhow::Result<()> {
-    log_to_stderr(options.log_format);
-    raise_file_limit();
+/// What an agent is started with.
+fn config(options: Standalone) -> (Config, NvmlInventory) {
     let mps = Mps::resolve(options.mps, options.mps_control);
     let inventory = NvmlInventory::new(&options.nvml);
     let config = Config {
@@ -174,15 +240,59 @@ fn standalone(options: Standalone) -> anyhow::Result<()> {
             ..health::Options::default()
         },
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Before the agent runs, so that a signal right after the line on stdout is not missed.
-    let (mut terminate, mut interrupt) = runtime.block_on(async {
-        Ok::<_, std::io::Error>((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
-    })?;
-    let agent = Agent::start(&config, &inventory)?;
+    (config, inventory)
+}
+
+/// Where people and their scripts look for it.
+fn say_ready(agent: &Agent) -> std::io::Result<()> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "listening on {}", agent.socket().display())?;
-    stdout.flush()?;
+    stdout.flush()
+}
+
+/// Signals that end an agent; before it runs, so that one right after the line on stdout is not missed.
+fn signals(runtime: &Runtime) -> std::io::Result<(Signal, Signal)> {
+    runtime.block_on(async { Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)) })
+}
+
+fn serve(options: Serve) -> anyhow::Result<()> {
+    log_to_stderr(options.node.log_format);
+    raise_file_limit();
+    let (config, inventory) = config(options.node);
+    let options = serve::Options {
+        resource: options.resource,
+        plugins: options.plugins,
+        pod_resources: options.pod_resources,
+        form: options.inject,
+        cdi: options.cdi,
+        gpu_kind: options.gpu_kind,
+        install: options.install,
+        node: options.node_name,
+        smallest: Units(options.smallest),
+        grace: options.grace,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut terminate, mut interrupt) = signals(&runtime)?;
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    runtime.spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopped.cancel();
+    });
+    runtime.block_on(serve::run(config, options, &inventory, say_ready, stop))
+}
+
+fn standalone(options: Standalone) -> anyhow::Result<()> {
+    log_to_stderr(options.log_format);
+    raise_file_limit();
+    let (config, inventory) = config(options);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut terminate, mut interrupt) = signals(&runtime)?;
+    let agent = Agent::start(&config, &inventory)?;
+    say_ready(&agent)?;
     let ended = runtime.block_on(async {
         tokio::select! {
             _ = terminate.recv() => false,
@@ -232,14 +342,21 @@ fn log_to_stderr(format: LogFormat) {
 }
 
 fn window(text: &str) -> Result<Nanos, String> {
-    let window = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
-        (Some(number), _) => number.parse().ok().map(|ms: u64| Nanos(ms.saturating_mul(1_000_000))),
-        (None, Some(number)) => number.parse().ok().map(|s: u64| Nanos(s.saturating_mul(1_000_000_000))),
-        (None, None) => None,
+    span(text, Nanos::from_secs(1)).ok_or_else(|| "allowed is 1ms to 1s, such as 10ms".into())
+}
+
+fn grace(text: &str) -> Result<Nanos, String> {
+    span(text, Nanos::from_secs(3600)).ok_or_else(|| "allowed is 1ms to 1h, such as 10s".into())
+}
+
+/// A span of 1 ms to `most`.
+fn span(text: &str, most: Nanos) -> Option<Nanos> {
+    let (number, unit) = match text.strip_suffix("ms") {
+        Some(number) => (number, 1_000_000),
+        None => (text.strip_suffix('s')?, 1_000_000_000),
     };
-    window
-        .filter(|window| (Nanos::from_millis(1)..=Nanos::from_secs(1)).contains(window))
-        .ok_or_else(|| "allowed is 1ms to 1s, such as 10ms".into())
+    let span = Nanos(number.parse::<u64>().ok()?.saturating_mul(unit));
+    (Nanos::from_millis(1)..=most).contains(&span).then_some(span)
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {

@@ -14,6 +14,7 @@
 //! | [`cdi`] | the same and the mounts, as container runtimes read them |
 //! | [`mps`] | NVIDIA's multi-process service: its daemon's life |
 //! | [`fit`] | the form of a share that fits where the one asked for does not (pure) |
+//! | [`kubelet`] | the front end for the kubelet: devices, registration, pods |
 //! | [`control`] | the control API, and the handle that it calls |
 //! | [`metrics`] | what is exported |
 //! | [`standalone`] | start, restore and stop without Kubernetes |
@@ -33,6 +34,7 @@ pub mod environment;
 pub mod health;
 pub mod fit;
 pub mod inventory;
+pub mod kubelet;
 pub mod metrics;
 pub mod mps;
 pub mod node;

@@ -16,7 +16,7 @@ mod lifecycle;
 mod tests;
 
 /// Folder of the daemon's sockets, for daemon and clients.
-const PIPES: &str = "CUDA_MPS_PIPE_DIRECTORY";
+pub(crate) const PIPES: &str = "CUDA_MPS_PIPE_DIRECTORY";
 /// Folder of the daemon's logs.
 const LOGS: &str = "CUDA_MPS_LOG_DIRECTORY";
 /// Most memory of a client on each device, in the order that the client sees them.

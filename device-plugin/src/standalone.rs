@@ -131,7 +131,6 @@ impl Agent {
         // Containers see these paths, whatever folder they run in.
         let folder = config.state.canonicalize().map_err(can_not_make(config.state.display()))?;
         let lock = lock(&folder)?;
-        let gpus = inventory.gpus(config.sharing)?;
         let (socket, control_socket) = (folder.join(state::SOCKET), folder.join(state::CONTROL_SOCKET));
         for path in [&socket, &control_socket] {
             remove_stale(path).map_err(can_not_make(path.display()))?;

@@ -1,0 +1,263 @@
+//! The plugin's socket, and the kubelet's knowledge of it.
+//!
+//! ```text
+//!          ┌───────────────────────── own socket gone, or the kubelet's another one ─────────────────┐
+//!          ▼                                                                                         │
+//!   bind a fresh socket ─► serve ─► it answers ─► Register ─► registered ─ inotify, and a look each second ┘
+//!          ▲                                        │
+//!          └── pause, or the kubelet's socket ──────┘ no kubelet, or it refuses
+//! ```
+//!
+//! The kubelet calls back before it answers `Register`, so the service answers first. A kubelet that starts removes every
+//! socket in the folder; an agent that starts beside another (an upgrade) uses a name of its own and touches nobody else's.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::inotify;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Request;
+use tonic::transport::Server;
+
+use super::api::v1beta1::RegisterRequest;
+use super::api::v1beta1::device_plugin_server::DevicePluginServer;
+use super::api::v1beta1::registration_client::RegistrationClient;
+use super::api::{KUBELET_SOCKET, VERSION};
+use super::plugin::{OPTIONS, Plugin};
+use super::podresources::connect_lazily;
+use super::resource::Resource;
+
+/// Time between looks at the sockets: events of a folder that comes from the node by a mount can get lost.
+const LOOK: Duration = Duration::from_secs(1);
+/// The kubelet waits 10 s for its call back.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// First and longest pause after a failure. A resource whose plugin stays away for 5 min is dropped by the kubelet.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// How long calls that are being answered may go on at the end.
+const LAST_CALLS: Duration = Duration::from_secs(1);
+
+/// Why the plugin is not registered.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("{path} can't be listened on: {reason}")]
+    Listen { path: PathBuf, reason: io::Error },
+    #[error("{path} does not answer: {reason}")]
+    Probe { path: PathBuf, reason: io::Error },
+    #[error("there is no kubelet at {path}: {reason}")]
+    NoKubelet { path: PathBuf, reason: io::Error },
+    #[error("the kubelet at {path} does not register the plugin: {reason}")]
+    Refused { path: PathBuf, reason: tonic::Status },
+    #[error("the kubelet at {0} does not answer")]
+    Silent(PathBuf),
+}
+
+/// Keeps `plugin` registered for `resource` with the kubelet whose folder is `folder`, until `stop`.
+pub(crate) async fn keep(plugin: Plugin, folder: &Path, resource: &Resource, stop: CancellationToken) {
+    let mut watch = Watch::new(folder);
+    let mut pause = PAUSES.0;
+    let mut last = String::new();
+    for number in 0_u64.. {
+        let end = stop.child_token();
+        let session = session(plugin.clone(), folder, number, resource, &mut watch, end.clone());
+        let result = tokio::select! {
+            result = session => result,
+            () = stop.cancelled() => Ok(()),
+        };
+        if stop.is_cancelled() {
+            return;
+        }
+        let Err(failure) = result else {
+            pause = PAUSES.0;
+            last.clear();
+            continue;
+        };
+        // Said once, not at every try.
+        let text = failure.to_string();
+        if text != last {
+            tracing::warn!(error = text, "not registered with the kubelet; trying again");
+            last = text;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSES.1),
+            () = watch.kubelet_appears() => pause = PAUSES.0,
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// From a fresh socket until that or the kubelet's is gone.
+async fn session(
+    plugin: Plugin,
+    folder: &Path,
+    number: u64,
+    resource: &Resource,
+    watch: &mut Watch,
+    end: CancellationToken,
+) -> Result<(), Failure> {
+    let socket = Socket::bind(folder, number)?;
+    let kubelet = folder.join(KUBELET_SOCKET);
+    let plugin = Plugin { end: end.clone(), ..plugin };
+    let serving = tokio::spawn(serve(plugin, socket.listener, end.clone()));
+    // However this ends, the service ends with it.
+    let _guard = end.clone().drop_guard();
+    let own = socket.path;
+    let outcome = async {
+        UnixStream::connect(&own.0).await.map_err(|reason| Failure::Probe { path: own.0.clone(), reason })?;
+        let met =
+            identity(&kubelet).map_err(|reason| Failure::NoKubelet { path: kubelet.clone(), reason })?;
+        register(&kubelet, &own.0, resource).await?;
+        tracing::info!(%resource, socket = %own.0.display(), "registered with the kubelet");
+        let mine = identity(&own.0).ok();
+        while mine.is_some() && identity(&own.0).ok() == mine && identity(&kubelet).ok() == Some(met) {
+            watch.something_happens().await;
+        }
+        tracing::info!(%resource, "the kubelet was restarted; registering again");
+        Ok(())
+    };
+    let result = outcome.await;
+    end.cancel();
+    let _ = tokio::time::timeout(LAST_CALLS, serving).await;
+    result
+}
+
+async fn serve(plugin: Plugin, listener: UnixListener, end: CancellationToken) {
+    let connections = UnixListenerStream::new(listener);
+    let service = DevicePluginServer::new(plugin);
+    let served = Server::builder()
+        .add_service(service)
+        .serve_with_incoming_shutdown(connections, end.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the service for the kubelet ended");
+    }
+}
+
+async fn register(kubelet: &Path, own: &Path, resource: &Resource) -> Result<(), Failure> {
+    let endpoint = own.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let request = RegisterRequest {
+        version: VERSION.into(),
+        endpoint,
+        resource_name: resource.as_str().into(),
+        options: Some(OPTIONS),
+    };
+    let mut client = RegistrationClient::new(connect_lazily(kubelet.into()));
+    match tokio::time::timeout(PATIENCE, client.register(Request::new(request))).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(reason)) => Err(Failure::Refused { path: kubelet.into(), reason }),
+        Err(_) => Err(Failure::Silent(kubelet.into())),
+    }
+}
+
+/// A socket of this agent's own.
+struct Socket {
+    listener: UnixListener,
+    path: Removed,
+}
+
+/// A path that is removed at the end.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        // The kubelet may have been faster.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Socket {
+    fn bind(folder: &Path, number: u64) -> Result<Self, Failure> {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        // Short: an address of a socket has 108 bytes at most.
+        let path = folder.join(format!("gpufn-{}-{started}-{number}.sock", std::process::id()));
+        match UnixListener::bind(&path) {
+            Ok(listener) => Ok(Self { listener, path: Removed(path) }),
+            Err(reason) => Err(Failure::Listen { path, reason }),
+        }
+    }
+}
+
+/// Tells a file from another one in its place. The number of a file is used again, so its time counts too.
+fn identity(path: &Path) -> io::Result<(u64, u64, i64, i64)> {
+    let metadata = std::fs::metadata(path)?;
+    Ok((metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
+}
+
+/// Waits for changes in the kubelet's folder.
+struct Watch {
+    folder: PathBuf,
+    /// Without it, only looks tell.
+    events: Option<AsyncFd<std::os::fd::OwnedFd>>,
+}
+
+impl Watch {
+    fn new(folder: &Path) -> Self {
+        Self { folder: folder.into(), events: None }
+    }
+
+    /// Returns when a name in the folder came or went, and now and then.
+    async fn something_happens(&mut self) {
+        let events = self.ready();
+        tokio::select! {
+            () = events => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+
+    /// Returns when the kubelet's socket is another one than now.
+    async fn kubelet_appears(&mut self) {
+        let path = self.folder.join(KUBELET_SOCKET);
+        let before = identity(&path).ok();
+        loop {
+            self.something_happens().await;
+            let now = identity(&path).ok();
+            if now.is_some() && now != before {
+                return;
+            }
+        }
+    }
+
+    async fn ready(&mut self) {
+        if self.events.is_none() {
+            // The folder may have come meanwhile. What is deprecated is unsound for types that change or close their
+            // descriptor; an owned one does neither, and the replacement is an unsafe function.
+            #[allow(deprecated)]
+            let events = watch_names(&self.folder).and_then(AsyncFd::new);
+            self.events = events.ok();
+        }
+        let Some(events) = &self.events else { return std::future::pending().await };
+        let Ok(mut ready) = events.readable().await else { return std::future::pending().await };
+        if drain(events.get_ref()) {
+            ready.clear_ready();
+        } else {
+            // The folder itself is gone.
+            drop(ready);
+            self.events = None;
+        }
+    }
+}
+
+fn watch_names(folder: &Path) -> io::Result<std::os::fd::OwnedFd> {
+    let events = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+    let names = inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE | inotify::WatchFlags::MOVED_TO;
+    inotify::add_watch(&events, folder.as_os_str() as &OsStr, names | inotify::WatchFlags::DELETE_SELF)?;
+    Ok(events)
+}
+
+/// Reads all events; whether there may be more later.
+fn drain(events: &std::os::fd::OwnedFd) -> bool {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(events, &mut buffer);
+    loop {
+        match reader.next() {
+            Ok(event) if event.events().contains(inotify::ReadFlags::IGNORED) => return false,
+            Ok(_) => {}
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return true,
+            Err(_) => return false,
+        }
+    }
+}
