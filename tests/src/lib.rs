@@ -1,11 +1,12 @@
 //! What the end-to-end tests need to start the real programs and to look at them from outside: processes, the gateway
-//! API, the node agent's control API, load, and the recorded calls of `faas-cli`.
+//! API, the node agent's control API, a kubelet and an API server for it, load, and the recorded calls of `faas-cli`.
 //!
 //! It knows the programs by their files, sockets and JSON only, never by their crates, so that it fails when what
 //! others see changes.
 // A harness reports by panicking: its caller is always a test or a measurement.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+pub mod apiserver;
 pub mod command;
 pub mod control;
 pub mod delivery;
@@ -15,11 +16,13 @@ pub mod gateway;
 pub mod go;
 pub mod http;
 pub mod judge;
+pub mod kubelet;
 pub mod load;
 pub mod local;
 pub mod node;
 pub mod overview;
 pub mod peer;
+pub mod plugin;
 pub mod port;
 pub mod process;
 pub mod processors;

@@ -207,7 +207,12 @@ impl Node {
 
     /// Binds a share, quotas in percent.
     pub async fn bind(&self, name: &str, sm: u8, floor: u8, ceiling: u8, memory: Bytes) -> Bound {
-        let owner = Owner { namespace: "tests".into(), function: name.into(), instance: name.into() };
+        let owner = Owner {
+            namespace: "tests".into(),
+            function: name.into(),
+            instance: name.into(),
+            ..Owner::default()
+        };
         let percent = |percent| Quota::from_percent(percent).expect("a quota is at most 100 %");
         let sm = SmShare::from_percent(sm).expect("an SM share is at most 100 %");
         let share = Share::new(sm, percent(floor), percent(ceiling), memory).expect("a share that can be");
@@ -271,7 +276,7 @@ async fn start_agent(folder: &Path, options: &Builder) -> Process {
 }
 
 /// A folder with `library` under the names by which programs ask for the driver and its management library.
-fn library_folder(folder: &Path, cuda: &str, nvml: &str) {
+pub(crate) fn library_folder(folder: &Path, cuda: &str, nvml: &str) {
     fs::create_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let names = [
         ("libcuda.so.1", cuda),
@@ -285,7 +290,7 @@ fn library_folder(folder: &Path, cuda: &str, nvml: &str) {
     }
 }
 
-async fn says_ready(process: &mut Process, line: &str) {
+pub(crate) async fn says_ready(process: &mut Process, line: &str) {
     until("a program to say that it is ready", START, async || {
         if let Some(status) = process.ended() {
             panic!("it ended at once with {status} and printed:\n{}", process.tail());

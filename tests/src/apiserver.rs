@@ -1,0 +1,248 @@
+//! An API server as the node agent meets it: pods with annotations that are listed, watched and patched, a node with
+//! labels, and events. It knows nothing else, and refuses what it does not know.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path as Named, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, patch, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+
+use crate::wait::until;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Changes that a watcher may fall behind.
+const CHANGES: usize = 1024;
+
+/// An API server on loopback; its end is the end of this.
+#[derive(Debug)]
+pub struct ApiServer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    content: Mutex<Content>,
+    changes: broadcast::Sender<Value>,
+}
+
+#[derive(Debug, Default)]
+struct Content {
+    version: u64,
+    /// By namespace and name.
+    pods: BTreeMap<(String, String), Value>,
+    labels: BTreeMap<String, String>,
+    events: Vec<Value>,
+}
+
+impl ApiServer {
+    /// Starts one with no pods.
+    pub async fn start() -> Self {
+        let shared = Arc::new(Shared { content: Mutex::default(), changes: broadcast::channel(CHANGES).0 });
+        let router = Router::new()
+            .route("/api/v1/pods", get(list))
+            .route("/api/v1/namespaces/{namespace}/pods/{name}", get(read).patch(annotate))
+            .route("/api/v1/nodes/{name}", patch(label))
+            .route("/apis/events.k8s.io/v1/namespaces/{namespace}/events", post(event))
+            .with_state(Arc::clone(&shared));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address = listener.local_addr().expect("a listener has an address");
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+        Self { address, shared, server }
+    }
+
+    /// Writes a kubeconfig that names it.
+    pub fn write_kubeconfig(&self, path: &Path) {
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "fake", "cluster": {"server": format!("http://{}", self.address)}}],
+            "users": [{"name": "agent", "user": {}}],
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "agent"}}],
+            "current-context": "fake",
+        });
+        std::fs::write(path, config.to_string()).expect("a kubeconfig can be written");
+    }
+
+    /// Adds a pod of the node that has opted in, or changes its annotations.
+    pub fn put(&self, pod: &str, annotations: &[(&str, &str)]) {
+        let annotations: BTreeMap<_, _> =
+            annotations.iter().map(|(key, value)| (format!("gpufn.dev/{key}"), *value)).collect();
+        self.change("fn", pod, |metadata| metadata["annotations"] = json!(annotations));
+    }
+
+    /// Deletes a pod.
+    pub fn delete(&self, pod: &str) {
+        let removed = self.content().pods.remove(&("fn".into(), pod.into()));
+        let removed = removed.expect("the pod is there");
+        let _ = self.shared.changes.send(json!({"type": "DELETED", "object": removed}));
+    }
+
+    /// An annotation that somebody wrote.
+    pub fn annotation(&self, pod: &str, name: &str) -> Option<String> {
+        let content = self.content();
+        let pod = content.pods.get(&("fn".to_string(), pod.to_string()))?;
+        Some(pod["metadata"]["annotations"][name].as_str()?.into())
+    }
+
+    /// Waits until an annotation has a value.
+    pub async fn until_annotation(&self, pod: &str, name: &str, value: &str) {
+        until(&format!("{name} of {pod} to be {value}"), PATIENCE, async || {
+            (self.annotation(pod, name).as_deref() == Some(value)).then_some(())
+        })
+        .await;
+    }
+
+    /// A label of the node.
+    pub fn label(&self, name: &str) -> Option<String> {
+        self.content().labels.get(name).cloned()
+    }
+
+    /// Waits for an event of this reason, and returns its note.
+    pub async fn until_event(&self, reason: &str) -> String {
+        until(&format!("an event {reason}"), PATIENCE, async || {
+            let content = self.content();
+            let event = content.events.iter().find(|event| event["reason"] == reason)?;
+            assert_eq!(event["regarding"]["uid"], "uid-1", "it is of the pod: {event}");
+            Some(event["note"].as_str().unwrap_or_default().to_string())
+        })
+        .await
+    }
+
+    /// Reasons of all events.
+    pub fn events(&self) -> Vec<String> {
+        let content = self.content();
+        content.events.iter().map(|event| event["reason"].as_str().unwrap_or_default().into()).collect()
+    }
+
+    fn change(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Value)) {
+        change_pod(&self.shared, namespace, name, change);
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
+        content(&self.shared)
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn content(shared: &Shared) -> MutexGuard<'_, Content> {
+    shared.content.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn change_pod(shared: &Shared, namespace: &str, name: &str, change: impl FnOnce(&mut Value)) -> Value {
+    let mut content = content(shared);
+    content.version += 1;
+    let version = content.version.to_string();
+    let key = (namespace.to_string(), name.to_string());
+    let kind = if content.pods.contains_key(&key) { "MODIFIED" } else { "ADDED" };
+    let pod = content.pods.entry(key).or_insert_with(|| {
+        json!({
+            "apiVersion": "meta.k8s.io/v1",
+            "kind": "PartialObjectMetadata",
+            "metadata": {
+                "name": name, "namespace": namespace, "uid": "uid-1", "annotations": {},
+                "labels": {"gpufn.dev/enabled": "true"},
+            },
+        })
+    });
+    change(&mut pod["metadata"]);
+    pod["metadata"]["resourceVersion"] = json!(version);
+    let _ = shared.changes.send(json!({"type": kind, "object": pod}));
+    pod.clone()
+}
+
+type Shares = State<Arc<Shared>>;
+
+async fn list(State(shared): Shares, Query(query): Query<BTreeMap<String, String>>) -> Response {
+    let wanted =
+        (query.get("fieldSelector").map(String::as_str), query.get("labelSelector").map(String::as_str));
+    if wanted != (Some("spec.nodeName=node-1"), Some("gpufn.dev/enabled=true")) {
+        return (StatusCode::BAD_REQUEST, format!("{query:?}")).into_response();
+    }
+    if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") {
+        // From now on: nothing changes between a list and the watch after it, in a test that waits for the first.
+        let since: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+        let (changes, missed) = {
+            let content = content(&shared);
+            let newer = |pod: &&Value| {
+                pod["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0) > since
+            };
+            let missed: Vec<_> = content.pods.values().filter(newer).cloned().collect();
+            (shared.changes.subscribe(), missed)
+        };
+        let missed: Vec<_> = missed.into_iter().map(|pod| json!({"type": "ADDED", "object": pod})).collect();
+        let stream =
+            futures_util::stream::unfold((missed.into_iter(), changes), async |(mut missed, mut changes)| {
+                let change = match missed.next() {
+                    Some(change) => change,
+                    None => changes.recv().await.ok()?,
+                };
+                Some((Ok::<_, Infallible>(format!("{change}\n")), (missed, changes)))
+            });
+        return Body::from_stream(stream).into_response();
+    }
+    let content = content(&shared);
+    let items: Vec<_> = content.pods.values().cloned().collect();
+    let list = json!({
+        "apiVersion": "meta.k8s.io/v1",
+        "kind": "PartialObjectMetadataList",
+        "metadata": {"resourceVersion": content.version.to_string()},
+        "items": items,
+    });
+    Json(list).into_response()
+}
+
+fn missing() -> Response {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": "not found", "reason": "NotFound", "code": 404});
+    (StatusCode::NOT_FOUND, Json(status)).into_response()
+}
+
+async fn read(State(shared): Shares, Named(key): Named<(String, String)>) -> Response {
+    content(&shared).pods.get(&key).map_or_else(missing, |pod| Json(pod.clone()).into_response())
+}
+
+async fn annotate(
+    State(shared): Shares,
+    Named((namespace, name)): Named<(String, String)>,
+    Json(patch): Json<Value>,
+) -> Response {
+    if !content(&shared).pods.contains_key(&(namespace.clone(), name.clone())) {
+        return missing();
+    }
+    let pod = change_pod(&shared, &namespace, &name, |metadata| {
+        for (key, value) in patch["metadata"]["annotations"].as_object().into_iter().flatten() {
+            metadata["annotations"][key] = value.clone();
+        }
+    });
+    Json(pod).into_response()
+}
+
+async fn label(State(shared): Shares, Named(name): Named<String>, Json(patch): Json<Value>) -> Json<Value> {
+    let mut content = content(&shared);
+    for (key, value) in patch["metadata"]["labels"].as_object().into_iter().flatten() {
+        content.labels.insert(key.clone(), value.as_str().unwrap_or_default().into());
+    }
+    Json(json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": name}}))
+}
+
+async fn event(State(shared): Shares, Json(event): Json<Value>) -> Json<Value> {
+    content(&shared).events.push(event.clone());
+    Json(event)
+}
