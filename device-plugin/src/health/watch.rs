@@ -21,6 +21,8 @@ use crate::clock::monotonic;
 
 /// How long a line of the kernel's log waits for its event; NVML may tell of two only once.
 const LINE: Nanos = Nanos::from_secs(10);
+/// Lines that wait at most: a storm of Xids must not fill the memory.
+const LINES: usize = 1024;
 
 /// What is told of the GPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,6 +185,7 @@ impl Judge {
         self.lines.retain(|(since, _)| now.since(*since) <= LINE);
         let lines = self.log.as_mut().map(KernelLog::xids).unwrap_or_default();
         self.lines.extend(lines.into_iter().map(|line| (now, line)));
+        self.lines.drain(..self.lines.len().saturating_sub(LINES));
     }
 
     fn see(&mut self, gpu: &GpuId, seen: Seen, now: Nanos) -> Option<News> {
