@@ -183,7 +183,7 @@ impl Owner {
                 }
             }
             Message::BindOn(gpu, Bind { owner, share }, reply) => {
-                self.bind(reply, |node, id, now| node.bind_on(&gpu, id, &owner, &share, now));
+                self.bind(reply, |node, id, now| node.bind_on(&gpu, &id, &owner, &share, now));
             }
             Message::Reshape(id, reshape, reply) => {
                 let _ = reply.send(self.reshape(&id, *reshape));

@@ -94,7 +94,7 @@ impl Wish {
         let floor = shape.quota.unwrap_or(Quota::WHOLE);
         let ceiling = shape.limit.unwrap_or(Quota::WHOLE);
         check_limit(annotations, floor, ceiling)?;
-        let memory = shape.memory.unwrap_or(Bytes(gpu_memory.0 / 100 * u64::from(sm.percent())));
+        let memory = shape.memory.unwrap_or_else(|| Bytes(gpu_memory.0 / 100 * u64::from(sm.percent())));
         let wish = Self {
             share: Share::new(sm, floor, ceiling, memory)?,
             slo: parse_with(annotation::SLO).map(slo).transpose()?,

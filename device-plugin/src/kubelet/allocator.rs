@@ -11,20 +11,25 @@ use gpu_share::binding::{Binding, BindingId, GpuId, Owner};
 use gpu_share::ledger::Gpu;
 use gpu_share::protocol::{Bind, Bound, Event, NodeStatus};
 use gpu_share::share::Share;
-use gpu_share::units::{Area, Bytes, Nanos, Quota, Units};
+use gpu_share::units::{Bytes, Nanos, Quota, Units};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::Unhealthy;
-use super::advert::{self, Advert};
+use super::advert::Advert;
 use super::choose::{self, Wanted};
 use super::claims::{Claim, Claims, Container, PodName};
 use super::device::{Catalog, DeviceId};
-use super::entitlement::{Complaint, Entitlement, entitlement};
+use super::entitlement::{Entitlement, entitlement};
 use super::inject::Injector;
 use crate::control::Handle;
 use crate::fit;
-use crate::node::GpuOffer;
 use crate::owner::{ControlError, Reshape};
+
+pub(crate) use notices::Notice;
+pub(crate) use step::{Grant, Published};
+
+mod notices;
+mod step;
 
 /// A pod's annotations.
 pub(crate) type Annotations = BTreeMap<String, String>;
@@ -57,35 +62,6 @@ pub(crate) enum Refused {
     /// What the container's runtime reads can't be written.
     #[error("the CDI file can't be written: {0}")]
     Inject(std::io::Error),
-}
-
-/// Something that an operator must know about a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Notice {
-    pub(crate) pod: PodName,
-    pub(crate) is_warning: bool,
-    /// One word for machines.
-    pub(crate) reason: &'static str,
-    /// One line for people.
-    pub(crate) note: String,
-}
-
-/// What the API server should show.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Published {
-    /// The most units that one new container could have.
-    pub(crate) max_free: usize,
-    /// Of each pod: its grant in percent, and its GPU.
-    pub(crate) grants: BTreeMap<PodName, Grant>,
-}
-
-/// What a pod has now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Grant {
-    /// Quota in percent; for several containers `name=percent`, separated by commas.
-    pub(crate) quota: String,
-    /// UUID of the GPU, or several.
-    pub(crate) gpu: String,
 }
 
 /// What the node is divided into, and how strict it is.
@@ -154,7 +130,7 @@ impl Allocator {
         let catalog = Catalog::new(gpus.iter().map(|gpu| gpu.id.clone()).collect(), division.per_gpu)?;
         let (advert, advert_seen) = watch::channel(Advert::new());
         let (published, published_seen) = watch::channel(Published::default());
-        let (notices, noticed) = mpsc::channel(NOTICES);
+        let (notices, heard) = mpsc::channel(NOTICES);
         let mut allocator = Self {
             handle,
             events,
@@ -179,7 +155,7 @@ impl Allocator {
         let claims = &allocator.claims;
         allocator.injector.retain(|id| claims.get(id).is_some());
         allocator.refresh().await?;
-        Ok((allocator, Outlets { advert: advert_seen, published: published_seen, notices: noticed }))
+        Ok((allocator, Outlets { advert: advert_seen, published: published_seen, notices: heard }))
     }
 
     /// Binds again what containers were told by CDI files and the ledger does not know: its checkpoint was damaged. Whoever is
@@ -257,7 +233,7 @@ impl Allocator {
         };
         if let Some(claim) = self.claims.get_mut(&id) {
             claim.started = Some(devices.len());
-            claim.container = container.or(claim.container.take());
+            claim.container = container.or_else(|| claim.container.take());
         }
         let entitled = self.entitled(&id);
         let bound = match self.reshape(&id, entitled.share, entitled.quota).await {
@@ -345,37 +321,6 @@ impl Allocator {
         self.refresh().await
     }
 
-    /// Brings what is told to kubelet and API server into step with the ledger, and gives claims what they lack once there is
-    /// room.
-    pub(crate) async fn refresh(&mut self) -> Result<(), Refused> {
-        self.note_withdrawals();
-        let mut status = self.handle.status().await?;
-        if self.repair(&status).await {
-            status = self.handle.status().await?;
-        }
-        let gpus: Vec<_> = self.offers().await?.iter().map(|offer| self.as_told(offer)).collect();
-        let advert = advert::advert(&self.catalog, &gpus, &self.claims.taken());
-        replace(&self.advert, advert);
-        replace(
-            &self.published,
-            Published { max_free: advert::max_free(&gpus), grants: self.grants(&status) },
-        );
-        Ok(())
-    }
-
-    fn as_told(&self, offer: &GpuOffer) -> advert::Gpu {
-        let is_healthy = !self.unhealthy.contains_key(&offer.gpu);
-        advert::Gpu { is_healthy, free: offer.units.free.0 as usize, largest: offer.largest.0 as usize }
-    }
-
-    async fn offers(&self) -> Result<Vec<GpuOffer>, Refused> {
-        let allocated = self.gpus.iter().enumerate().map(|(position, gpu)| {
-            let units = u32::try_from(self.claims.units_on(position)).unwrap_or(u32::MAX);
-            (gpu.id.clone(), Units(units))
-        });
-        Ok(self.handle.offers(allocated.collect(), self.division.smallest).await?)
-    }
-
     /// Units of each GPU that nobody has paid for. Grants don't count: floors beat them.
     fn room(&self) -> Vec<usize> {
         let room = |(position, gpu): (usize, &Gpu)| {
@@ -456,48 +401,6 @@ impl Allocator {
         }
     }
 
-    /// Asks again for what claims lack, on GPUs that have something left; whether anything was asked.
-    async fn repair(&mut self, status: &NodeStatus) -> bool {
-        let gpus = status.gpus.iter().filter(|gpu| gpu.free_units > Units(0));
-        let lacking =
-            gpus.flat_map(|gpu| &gpu.bindings).map(|one| &one.binding).filter(|binding| self.lacks(binding));
-        let lacking: Vec<_> = lacking.map(|binding| binding.id.clone()).collect();
-        for id in &lacking {
-            let Some(Asked { share, quota, .. }) = self.asked.get(id).cloned() else { continue };
-            if let Err(error) = self.reshape(id, share, quota).await {
-                tracing::debug!(binding = %id, %error, "it lacks something still");
-            }
-        }
-        !lacking.is_empty()
-    }
-
-    /// Whether a started container has less than it was to have. A grant that somebody else made smaller is their business.
-    fn lacks(&self, binding: &Binding) -> bool {
-        let is_started = self.claims.get(&binding.id).is_some_and(|claim| claim.started.is_some());
-        let Some(asked) = self.asked.get(&binding.id).filter(|_| is_started && !binding.is_parked()) else {
-            return false;
-        };
-        let area = |share: &Share| Area::of_time(share.sm, share.floor);
-        area(&binding.share) < area(&asked.share)
-            || binding.share.memory < asked.share.memory
-            || (binding.grant == asked.given && binding.grant < asked.quota.min(binding.share.ceiling))
-    }
-
-    /// Grants that the ledger took for others' floors are still ours to give again.
-    fn note_withdrawals(&mut self) {
-        loop {
-            match self.events.try_recv() {
-                Ok(Event::Withdrawn { binding, grant }) => {
-                    if let Some(asked) = self.asked.get_mut(&binding) {
-                        asked.given = grant;
-                    }
-                }
-                Ok(_) | Err(broadcast::error::TryRecvError::Lagged(_)) => {}
-                Err(_) => return,
-            }
-        }
-    }
-
     fn entitled(&self, id: &BindingId) -> Entitlement {
         let claim = self.claims.get(id);
         let pod = claim.and_then(|claim| claim.container.as_ref()).map(|container| &container.pod);
@@ -539,75 +442,6 @@ impl Allocator {
     fn paid_memory(&self, gpu: usize, units: usize) -> Bytes {
         entitlement(units, self.division.per_gpu, &self.gpus[gpu], &Annotations::new()).share.memory
     }
-
-    /// What each pod has now.
-    fn grants(&self, status: &NodeStatus) -> BTreeMap<PodName, Grant> {
-        let mut parts = BTreeMap::<PodName, Vec<(&str, &Binding)>>::new();
-        for binding in bindings(status) {
-            let container = self.claims.get(&binding.id).filter(|claim| claim.started.is_some());
-            if let Some(container) = container.and_then(|claim| claim.container.as_ref()) {
-                parts.entry(container.pod.clone()).or_default().push((&container.name, binding));
-            }
-        }
-        parts.into_iter().map(|(pod, parts)| (pod, Grant::of(&parts))).collect()
-    }
-
-    fn tell_of_start(&mut self, id: &BindingId, entitled: &Entitlement, binding: &Binding) {
-        let Some(container) = self.claims.get(id).and_then(|claim| claim.container.clone()) else { return };
-        let (pod, name) = (&container.pod, &container.name);
-        match &entitled.complaint {
-            Some(Complaint::Invalid(invalid)) => {
-                let note = format!("{name}: {}", Complaint::Invalid(invalid.clone()));
-                self.tell(id, pod, true, "GpuAnnotationInvalid", note);
-            }
-            Some(complaint) => self.tell(id, pod, true, "GpuUnitsMismatch", format!("{name}: {complaint}")),
-            None => {}
-        }
-        let (has, asked) = (&binding.share, &entitled.share);
-        if has.sm != asked.sm || has.floor < asked.floor || has.memory < asked.memory {
-            let note = format!(
-                "{name} has SM share {}, quota {} and {} instead of {}, {} and {}: beside the others on GPU {} no more fits",
-                has.sm, has.floor, has.memory, asked.sm, asked.floor, asked.memory, binding.gpu
-            );
-            self.notice(pod, true, "GpuShareDegraded", note);
-        }
-    }
-
-    fn tell_of_delay(&mut self, id: &BindingId, error: &Refused) {
-        if let Some(Container { pod, name }) = self.claims.get(id).and_then(|claim| claim.container.clone()) {
-            self.tell(id, &pod, true, "GpuShareUnavailable", format!("{name} does not start yet: {error}"));
-        }
-    }
-
-    /// Tells something about a claim, unless that was the last that was told.
-    fn tell(&mut self, id: &BindingId, pod: &PodName, is_warning: bool, reason: &'static str, note: String) {
-        if self.told.get(id) != Some(&note) {
-            self.told.insert(id.clone(), note.clone());
-            self.notice(pod, is_warning, reason, note);
-        }
-    }
-
-    fn notice(&self, pod: &PodName, is_warning: bool, reason: &'static str, note: String) {
-        tracing::warn!(namespace = pod.namespace, pod = pod.name, reason, note, "pod");
-        // Without an API server nobody reads them; the log has them.
-        let _ = self.notices.try_send(Notice { pod: pod.clone(), is_warning, reason, note });
-    }
-}
-
-impl Grant {
-    fn of(parts: &[(&str, &Binding)]) -> Self {
-        let percent = |binding: &Binding| format!("{}", (binding.grant.percent() * 10.0).round() / 10.0);
-        let gpus: BTreeSet<_> = parts.iter().map(|(_, binding)| binding.gpu.0.as_str()).collect();
-        let quota = match parts {
-            [(_, one)] => percent(one),
-            several => {
-                let each: Vec<_> =
-                    several.iter().map(|(name, one)| format!("{name}={}", percent(one))).collect();
-                each.join(",")
-            }
-        };
-        Self { quota, gpu: gpus.into_iter().collect::<Vec<_>>().join(",") }
-    }
 }
 
 fn bindings(status: &NodeStatus) -> impl Iterator<Item = &Binding> {
@@ -626,15 +460,4 @@ fn names(devices: &BTreeSet<DeviceId>) -> Vec<String> {
 
 fn unknown(id: &BindingId) -> Refused {
     Refused::Owner(ControlError::Refused(gpu_share::ledger::Refusal::Unknown(id.clone())))
-}
-
-/// Sends a value to those who watch, if it is another one.
-fn replace<T: PartialEq>(to: &watch::Sender<T>, value: T) {
-    to.send_if_modified(|old| {
-        let differs = *old != value;
-        if differs {
-            *old = value;
-        }
-        differs
-    });
 }

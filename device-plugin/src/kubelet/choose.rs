@@ -25,8 +25,7 @@ pub struct Wanted {
 /// possible are used: the kubelet has decided to admit the pod, and would else choose at random.
 pub fn prefer(catalog: &Catalog, room: &[usize], wanted: &Wanted) -> Vec<DeviceId> {
     let mut chosen: Vec<_> = wanted.included.iter().take(wanted.size).cloned().collect();
-    let mut free =
-        by_gpu(catalog, wanted.available.iter().filter(|device| !wanted.included.contains(*device)));
+    let free = by_gpu(catalog, wanted.available.iter().filter(|device| !wanted.included.contains(*device)));
     let included = counts(catalog, &wanted.included);
     let spread = included.iter().filter(|&&count| count > 0).count();
     let missing = wanted.size - chosen.len();
@@ -39,7 +38,7 @@ pub fn prefer(catalog: &Catalog, room: &[usize], wanted: &Wanted) -> Vec<DeviceI
     order.sort_by_key(|&gpu| (Some(gpu) != best, Reverse(included[gpu]), Reverse(free[gpu].len()), gpu));
     for gpu in order {
         let take = (wanted.size - chosen.len()).min(free[gpu].len());
-        chosen.extend(free[gpu].drain(..take));
+        chosen.extend(free[gpu][..take].iter().map(|&device| device.clone()));
     }
     chosen
 }
@@ -61,11 +60,11 @@ pub fn homes(catalog: &Catalog, room: &[usize], devices: &BTreeSet<DeviceId>) ->
     homes
 }
 
-fn by_gpu<'a>(catalog: &Catalog, devices: impl Iterator<Item = &'a DeviceId>) -> Vec<Vec<DeviceId>> {
+fn by_gpu<'a>(catalog: &Catalog, devices: impl Iterator<Item = &'a DeviceId>) -> Vec<Vec<&'a DeviceId>> {
     let mut by_gpu = vec![Vec::new(); catalog.gpus().len()];
     for device in devices {
         if let Some(gpu) = catalog.gpu_of(device) {
-            by_gpu[gpu].push(device.clone());
+            by_gpu[gpu].push(device);
         }
     }
     by_gpu

@@ -75,7 +75,7 @@ impl Cluster {
             // Said once, not at every try.
             match (&event, failing) {
                 (Err(error), false) => {
-                    tracing::warn!(%error, "the API server does not show pods; trying again")
+                    tracing::warn!(%error, "the API server does not show pods; trying again");
                 }
                 (Ok(_), true) => tracing::info!("the API server shows pods again"),
                 _ => {}

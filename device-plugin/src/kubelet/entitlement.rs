@@ -69,23 +69,23 @@ pub fn entitlement(
     Entitlement { complaint: complaint.or(entitled.complaint), ..entitled }
 }
 
-fn entitle(units: u32, per_gpu: Units, gpu: &Gpu, shape: &Shape) -> Entitlement {
-    let sm = shape.sm.unwrap_or(SmShare::WHOLE);
+fn entitle(units: u32, per_gpu: Units, gpu: &Gpu, asked: &Shape) -> Entitlement {
+    let sm = asked.sm.unwrap_or(SmShare::WHOLE);
     let paid = part(Quota::WHOLE.ppm().into(), units, per_gpu);
     let paid_memory = Bytes(part(gpu.memory.0, units, per_gpu));
     let backed = ppm(paid * 100 / u64::from(sm.percent()));
-    let limit = shape.limit.unwrap_or(Quota::WHOLE);
-    let quota = shape.quota.unwrap_or(backed.min(limit));
-    let memory = shape.memory.unwrap_or(paid_memory);
+    let limit = asked.limit.unwrap_or(Quota::WHOLE);
+    let quota = asked.quota.unwrap_or_else(|| backed.min(limit));
+    let memory = asked.memory.unwrap_or(paid_memory);
 
     let floor = quota.min(backed);
     let share = Share { sm, floor, ceiling: limit.max(floor), memory: memory.min(paid_memory) };
-    let asked = Area::of_time(sm, quota).max(Area::of_memory(memory, gpu.memory)).units(per_gpu).0;
+    let cost = Area::of_time(sm, quota).max(Area::of_memory(memory, gpu.memory)).units(per_gpu).0;
     let (share, quota) = match gpu.sharing {
         Sharing::Mps => (share, quota),
         Sharing::Exclusive => (in_turns(&share), in_time(sm, quota)),
     };
-    let complaint = match asked {
+    let complaint = match cost {
         asked if asked > units => Some(Complaint::TooMuch { asked, units, share }),
         asked if asked < units => Some(Complaint::TooLittle { asked, units }),
         _ => None,
@@ -93,7 +93,7 @@ fn entitle(units: u32, per_gpu: Units, gpu: &Gpu, shape: &Shape) -> Entitlement 
     Entitlement {
         share,
         quota: quota.clamp(share.floor, share.ceiling),
-        needs_memory: shape.memory.is_some(),
+        needs_memory: asked.memory.is_some(),
         complaint,
     }
 }

@@ -1,6 +1,6 @@
 //! The hook library on the node: copied once under a path of its own, and never changed there.
 //!
-//! A running container has the files mapped. To write over them would crash it (HAMi #727), so another version, or another
+//! A running container has the files mapped. To write over them would crash it (`HAMi` #727), so another version, or another
 //! build of the same version, gets another path, and what is there stays.
 
 use std::collections::BTreeMap;

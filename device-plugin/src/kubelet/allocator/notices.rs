@@ -1,0 +1,68 @@
+//! What an operator must know about a pod: once in the log, and as an event beside the pod.
+
+use gpu_share::binding::{Binding, BindingId};
+
+use super::{Allocator, Refused};
+use crate::kubelet::claims::{Container, PodName};
+use crate::kubelet::entitlement::{Complaint, Entitlement};
+
+/// Something that an operator must know about a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Notice {
+    pub(crate) pod: PodName,
+    pub(crate) is_warning: bool,
+    /// One word for machines.
+    pub(crate) reason: &'static str,
+    /// One line for people.
+    pub(crate) note: String,
+}
+
+impl Allocator {
+    pub(super) fn tell_of_start(&mut self, id: &BindingId, entitled: &Entitlement, binding: &Binding) {
+        let Some(container) = self.claims.get(id).and_then(|claim| claim.container.clone()) else { return };
+        let (pod, name) = (&container.pod, &container.name);
+        match &entitled.complaint {
+            Some(Complaint::Invalid(invalid)) => {
+                let note = format!("{name}: {}", Complaint::Invalid(invalid.clone()));
+                self.tell(id, pod, true, "GpuAnnotationInvalid", note);
+            }
+            Some(complaint) => self.tell(id, pod, true, "GpuUnitsMismatch", format!("{name}: {complaint}")),
+            None => {}
+        }
+        let (has, asked) = (&binding.share, &entitled.share);
+        if has.sm != asked.sm || has.floor < asked.floor || has.memory < asked.memory {
+            let note = format!(
+                "{name} has SM share {}, quota {} and {} instead of {}, {} and {}: beside the others on GPU {} no more fits",
+                has.sm, has.floor, has.memory, asked.sm, asked.floor, asked.memory, binding.gpu
+            );
+            self.notice(pod, true, "GpuShareDegraded", note);
+        }
+    }
+
+    pub(super) fn tell_of_delay(&mut self, id: &BindingId, error: &Refused) {
+        if let Some(Container { pod, name }) = self.claims.get(id).and_then(|claim| claim.container.clone()) {
+            self.tell(id, &pod, true, "GpuShareUnavailable", format!("{name} does not start yet: {error}"));
+        }
+    }
+
+    /// Tells something about a claim, unless that was the last that was told.
+    pub(super) fn tell(
+        &mut self,
+        id: &BindingId,
+        pod: &PodName,
+        is_warning: bool,
+        reason: &'static str,
+        note: String,
+    ) {
+        if self.told.get(id) != Some(&note) {
+            self.told.insert(id.clone(), note.clone());
+            self.notice(pod, is_warning, reason, note);
+        }
+    }
+
+    pub(super) fn notice(&self, pod: &PodName, is_warning: bool, reason: &'static str, note: String) {
+        tracing::warn!(namespace = pod.namespace, pod = pod.name, reason, note, "pod");
+        // Without an API server nobody reads them; the log has them.
+        let _ = self.notices.try_send(Notice { pod: pod.clone(), is_warning, reason, note });
+    }
+}
