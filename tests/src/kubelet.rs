@@ -147,10 +147,10 @@ impl Kubelet {
         let registry = RegistrationServer::new(Registry { state: state(), plugins: self.plugins() });
         let lister =
             PodResourcesListerServer::new(Lister { state: state(), resource: self.options.resource.clone() });
-        let listen =
+        let bind =
             |path: &Path| UnixListenerStream::new(UnixListener::bind(path).expect("a socket can be bound"));
-        let registering = listen(&self.plugins().join(KUBELET_SOCKET));
-        let listing = listen(&self.pod_resources());
+        let registering = bind(&self.plugins().join(KUBELET_SOCKET));
+        let listing = bind(&self.pod_resources());
         self.servers.spawn(async move {
             Server::builder()
                 .add_service(registry)

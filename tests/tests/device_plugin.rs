@@ -409,6 +409,41 @@ async fn a_wrong_annotation_on_a_running_pod_changes_nothing() {
 }
 
 #[tokio::test]
+async fn without_cdi_variables_and_mounts_are_in_the_answer() {
+    let (kubelet, _plugin) = registered(Plugin::builder().with(&["--inject", "classic"])).await;
+    let answer = kubelet.admit("a", "main", 4).await.unwrap().answer;
+    assert!(answer.cdi_devices.is_empty());
+    assert!(answer.envs["NVIDIA_VISIBLE_DEVICES"].starts_with("GPU-"));
+    assert!(!answer.envs.contains_key("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"), "nobody knows it yet");
+    let mounted =
+        |path: &str| answer.mounts.iter().any(|one| one.read_only && path.starts_with(&one.container_path));
+    for name in ["GPUFN_HOOK", "GPUFN_PAGE", "GPUFN_SOCKET"] {
+        assert!(mounted(&answer.envs[name]), "{name}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_state_folder_that_cannot_be_made_is_one_clear_line() {
+    let place = Place::default();
+    fs::create_dir(place.path("hook")).unwrap();
+    fs::write(place.path("hook").join("libcuda.so.1"), "").unwrap();
+    let state = place.path("hook").join("libcuda.so.1").join("node");
+    let output = std::process::Command::new(tests::programs::built("gpufn-node"))
+        .args(["serve", "--metrics", "127.0.0.1:0", "--hook"])
+        .arg(place.path("hook"))
+        .arg("--install")
+        .arg(place.path("opt"))
+        .arg("--state")
+        .arg(&state)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.starts_with(&format!("gpufn-node: {} can't be made: ", state.display())), "{said}");
+}
+
+#[tokio::test]
 async fn a_resource_that_kubernetes_refuses_is_bad_usage() {
     let place = Place::default();
     let output = std::process::Command::new(tests::programs::built("gpufn-node"))

@@ -157,5 +157,6 @@ async fn units_of_a_pod_that_ended_go_to_the_next_one() {
     let bound = bindings(&plugin).await;
     assert_eq!((bound.len(), bound[0].binding.owner.instance.as_str()), (1, "new"));
     manager.remove(&new).await;
-    until("the binding to be released", PATIENCE, async || bindings(&plugin).await.is_empty().then_some(())).await;
+    until("the binding to be released", PATIENCE, async || bindings(&plugin).await.is_empty().then_some(()))
+        .await;
 }
