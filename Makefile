@@ -18,7 +18,7 @@ HOOK_TARGET = $(patsubst %-musl,%-gnu,$(TARGET))
 HOOK_DIR = $(if $(TARGET),target/$(HOOK_TARGET)/release,$(PROFILE_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
+.PHONY: help build demo bench bench-plugin bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
 	fuzz test-clients test-watchdog soak-watchdog test lint deny clean-state
 
 help: ## list the targets
@@ -38,6 +38,11 @@ bench-watchdog: build-watchdog-static ## fwatchdog beside nginx, haproxy and an 
 	$(CARGO) build --release --locked --package tests --bin bench-watchdog
 	$(PROFILE_DIR)/bench-watchdog --watchdog $(STATIC_DIR)/fwatchdog $(if $(PEER),--peer $(PEER)) \
 		$(if $(QUICK),--rounds 2 --seconds 1)
+
+bench-plugin: ## how long the kubelet waits for the device plugin, and what that costs the node (QUICK=1: shorter)
+	$(CARGO) build --release --locked --package device-plugin --package simcuda --package cuda-hook --package cuda-hook-nvml
+	$(CARGO) build --release --locked --package tests --bin bench-plugin
+	$(PROFILE_DIR)/bench-plugin $(if $(QUICK),--quick)
 
 build-watchdog-static: ## fwatchdog as images have it, one file that needs no library, in target/<TARGET>/shipped (TARGET: another target)
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --profile shipped --locked --package watchdog --bin fwatchdog --target $(STATIC_TARGET)
