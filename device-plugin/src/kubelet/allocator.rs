@@ -151,26 +151,36 @@ impl Allocator {
         for binding in bindings(&status) {
             allocator.adopt(binding);
         }
-        allocator.recover().await;
+        allocator.recover(&status).await;
         let claims = &allocator.claims;
         allocator.injector.retain(|id| claims.get(id).is_some());
         allocator.refresh().await?;
         Ok((allocator, Outlets { advert: advert_seen, published: published_seen, notices: heard }))
     }
 
-    /// Binds again what containers were told by CDI files and the ledger does not know: its checkpoint was damaged. Whoever is
-    /// gone meanwhile goes with the next looks at the kubelet's list.
-    async fn recover(&mut self) {
-        for binding in self.injector.recorded() {
-            if self.claims.get(&binding.id).is_some() {
+    /// Finds what containers were told by CDI files and the ledger does not know: its checkpoint was damaged. A page says what
+    /// its binding may use, but not whose it is; without a page the file has to do. Whoever is gone meanwhile goes with the
+    /// next looks at the kubelet's list.
+    async fn recover(&mut self, status: &NodeStatus) {
+        for recorded in self.injector.recorded() {
+            let id = recorded.id.clone();
+            if self.claims.get(&id).is_some() {
                 continue;
             }
-            match self.handle.restore(binding.clone()).await {
-                Ok(()) => {
-                    tracing::warn!(binding = %binding.id, "not in the checkpoint, restored from its CDI file");
+            let found = match bindings(status).find(|binding| binding.id == id) {
+                Some(Binding { share, grant, .. }) => {
+                    let (owner, share, quota) = (recorded.owner, *share, *grant);
+                    let owned = self.handle.reshape(id.clone(), Reshape { owner, share, quota }).await;
+                    owned.map(|bound| bound.binding)
+                }
+                None => self.handle.restore(recorded.clone()).await.map(|()| recorded),
+            };
+            match found {
+                Ok(binding) => {
+                    tracing::warn!(binding = %id, "not in the checkpoint, restored from its CDI file");
                     self.adopt(&binding);
                 }
-                Err(error) => tracing::warn!(binding = %binding.id, %error, "not restored from its CDI file"),
+                Err(error) => tracing::warn!(binding = %id, %error, "not restored from its CDI file"),
             }
         }
     }
