@@ -15,7 +15,7 @@ use gpu_share::units::{Bytes, Nanos, Quota, Units};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::Unhealthy;
-use super::advert::Advert;
+use super::advert::{self, Advert};
 use super::choose::{self, Wanted};
 use super::claims::{Claim, Claims, Container, PodName};
 use super::device::{Catalog, DeviceId};
@@ -102,6 +102,8 @@ pub(crate) struct Allocator {
     unhealthy: Unhealthy,
     injector: Injector,
     advert: watch::Sender<Advert>,
+    /// What the list that was sent last follows from: the GPUs, and the devices that containers hold.
+    mirrored: (Vec<advert::Gpu>, BTreeSet<DeviceId>),
     published: watch::Sender<Published>,
     notices: mpsc::Sender<Notice>,
 }
@@ -145,6 +147,7 @@ impl Allocator {
             unhealthy: Unhealthy::new(),
             injector,
             advert,
+            mirrored: (Vec::new(), BTreeSet::new()),
             published,
             notices,
         };

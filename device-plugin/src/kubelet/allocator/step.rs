@@ -41,12 +41,14 @@ impl Allocator {
             status = self.handle.status().await?;
         }
         let gpus: Vec<_> = self.offers().await?.iter().map(|offer| self.as_told(offer)).collect();
-        let advert = advert::advert(&self.catalog, &gpus, &self.claims.taken());
-        replace(&self.advert, advert);
-        replace(
-            &self.published,
-            Published { max_free: advert::max_free(&gpus), grants: self.grants(&status) },
-        );
+        let max_free = advert::max_free(&gpus);
+        let mirrored = (gpus, self.claims.taken());
+        // The list is long, and mostly nothing has changed.
+        if self.mirrored != mirrored {
+            replace(&self.advert, advert::advert(&self.catalog, &mirrored.0, &mirrored.1));
+            self.mirrored = mirrored;
+        }
+        replace(&self.published, Published { max_free, grants: self.grants(&status) });
         Ok(())
     }
 
