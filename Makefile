@@ -19,7 +19,7 @@ HOOK_DIR = $(if $(TARGET),target/$(HOOK_TARGET)/release,$(PROFILE_DIR))
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo bench bench-plugin bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
-	fuzz test-clients test-watchdog soak-watchdog test lint deny clean-state
+	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e test lint deny clean-state
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,6 +99,23 @@ soak-watchdog: ## REQUESTS (5e7) through fwatchdog, less where each has a proces
 test-clients: ## real CUDA programs under a share of a simulated GPU; installs them once in target/clients
 	$(CARGO) build --locked --workspace
 	target/debug/clients
+
+cluster-build: ## build the real Kubernetes for tests, once, from Go modules; kept in ~/.cache/gpufn-cluster
+	$(CARGO) build --locked --package tests --bin cluster
+	target/debug/cluster build
+
+cluster-up: cluster-build ## boot a Kubernetes of one node in namespaces of its own; needs root; then: target/debug/cluster exec …
+	target/debug/cluster up
+
+cluster-down: ## end it
+	$(CARGO) build --locked --package tests --bin cluster
+	target/debug/cluster down
+
+e2e: cluster-build ## the tests on a real Kubernetes; needs root and Go
+	$(CARGO) build --locked --workspace
+	$(CARGO) test --locked --package tests --test cluster --test e2e --no-run
+	$(CARGO) test --locked --package tests --test cluster -- --include-ignored --test-threads 1
+	target/debug/cluster with -- $(CARGO) test --offline --locked --package tests --test e2e -- --include-ignored --test-threads 1
 
 lint: ## formatting, clippy, documentation, all without a warning
 	$(CARGO) fmt --all --check

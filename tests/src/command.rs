@@ -1,4 +1,4 @@
-//! How a measuring command begins and ends: its arguments, its exit code, and the record of its figures.
+//! How a command begins and ends: its arguments, its exit code, and, where it measures, the record of its figures.
 //!
 //! It measures nothing.
 
@@ -15,6 +15,11 @@ const USAGE: u8 = 64;
 /// Runs `measure` with the command line's arguments: 0 if it says that all bars are kept, 1 if not or where it failed, 64
 /// for bad usage.
 pub fn run<C: Parser>(measure: impl FnOnce(&C) -> Result<bool>) -> ExitCode {
+    exit_with(|cli| Ok(if measure(cli)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }))
+}
+
+/// Runs `act` with the command line's arguments: its exit code, 1 where it failed, 64 for bad usage.
+pub fn exit_with<C: Parser>(act: impl FnOnce(&C) -> Result<ExitCode>) -> ExitCode {
     let name = C::command().get_name().to_string();
     let cli = match C::try_parse() {
         Ok(cli) => cli,
@@ -24,9 +29,8 @@ pub fn run<C: Parser>(measure: impl FnOnce(&C) -> Result<bool>) -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    match measure(&cli) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    match act(&cli) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("{name}: {error:#}");
             ExitCode::FAILURE

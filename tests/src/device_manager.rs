@@ -23,7 +23,7 @@ use crate::go::{self, Program};
 use crate::process;
 
 /// Longest time until an answer: a kubelet gives `PreStartContainer` 30 s.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A pod for a kubelet, in Kubernetes' own form.
 #[derive(Clone, Debug)]
@@ -393,7 +393,7 @@ impl Running {
         match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => panic!("{call}: it ended, and printed:\n{}", process::tail(&self.log)),
-            Err(_) => {
+            Err(_elapsed) => {
                 panic!("{call}: no answer within {PATIENCE:?}; it printed:\n{}", process::tail(&self.log))
             }
         }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use ring::digest::{self, SHA256};
+
+use crate::hash::hex;
 
 /// Time between two lines that say how far a build is.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -46,7 +49,7 @@ impl Module {
                 let version = required(&self.folder().join("go.mod"), "k8s.io/kubernetes")?;
                 let minor = version.split('.').nth(1).unwrap_or_default();
                 for (name, value) in [("Version", version.as_str()), ("Major", "1"), ("Minor", minor)] {
-                    link += &format!(" -X k8s.io/component-base/version.git{name}={value}");
+                    let _ = write!(link, " -X k8s.io/component-base/version.git{name}={value}");
                 }
             }
             Self::Containerd => {
@@ -77,6 +80,8 @@ pub enum Program {
     Ctr,
     /// What starts containers.
     Runc,
+    /// The same for containers whose system calls nobody filters.
+    RuncUnfiltered,
     /// CNI: connects pods with a bridge.
     Bridge,
     /// CNI: gives pods addresses.
@@ -85,7 +90,7 @@ pub enum Program {
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::DeviceManager,
         Self::ExamplePlugin,
         Self::Kubernetes,
@@ -94,6 +99,7 @@ impl Program {
         Self::Shim,
         Self::Ctr,
         Self::Runc,
+        Self::RuncUnfiltered,
         Self::Bridge,
         Self::HostLocal,
     ];
@@ -115,6 +121,7 @@ impl Program {
             Self::Shim => "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
             Self::Ctr => "github.com/containerd/containerd/v2/cmd/ctr",
             Self::Runc => "github.com/opencontainers/runc",
+            Self::RuncUnfiltered => "./cmd/runc-unfiltered",
             Self::Bridge => "github.com/containernetworking/plugins/plugins/main/bridge",
             Self::HostLocal => "github.com/containernetworking/plugins/plugins/ipam/host-local",
         }
@@ -215,13 +222,15 @@ fn hash(folder: &Path, arguments: &[String]) -> Result<String> {
         context.update(part);
     };
     add(compiler(folder)?.as_bytes());
-    arguments.iter().for_each(|argument| add(argument.as_bytes()));
+    for argument in arguments {
+        add(argument.as_bytes());
+    }
     for path in sources {
         let name = path.strip_prefix(folder).unwrap_or(&path);
         add(name.as_os_str().as_encoded_bytes());
         add(&fs::read(&path).with_context(|| path.display().to_string())?);
     }
-    Ok(context.finish().as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&context.finish().as_ref()[..8]))
 }
 
 /// Version and architecture of the compiler that would build in `folder`.

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 pub mod apiserver;
+pub mod cluster;
 pub mod command;
 pub mod control;
 pub mod delivery;
@@ -14,6 +15,7 @@ pub mod device_manager;
 pub mod function;
 pub mod gateway;
 pub mod go;
+pub mod hash;
 pub mod http;
 pub mod judge;
 pub mod kubelet;

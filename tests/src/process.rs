@@ -176,6 +176,14 @@ pub fn lives(pid: u32) -> bool {
     test_kill_process(number(pid)).is_ok()
 }
 
+/// When a living process started, in clock ticks since the machine did: field 22 of `/proc/<pid>/stat` (proc(5)). With its
+/// number it tells it from any other.
+pub fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Counted behind the name, which may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
 fn number(pid: u32) -> Pid {
     i32::try_from(pid).ok().and_then(Pid::from_raw).unwrap_or_else(|| panic!("{pid} is no process number"))
 }

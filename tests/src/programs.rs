@@ -1,7 +1,8 @@
 //! Where the built programs and libraries lie, and the turn that a test takes to have the machine for itself.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// `target/<profile>`, found from the running test in its `deps` folder.
 pub fn folder() -> PathBuf {
@@ -16,6 +17,14 @@ pub fn built(name: &str) -> PathBuf {
     let path = folder().join(name);
     assert!(path.is_file(), "{} is missing: run `cargo build --workspace` first", path.display());
     path
+}
+
+/// Absolute paths of the libraries that `program` is linked with, the loader included; none for a static one.
+pub fn linked(program: &Path) -> Vec<PathBuf> {
+    let output = Command::new("ldd").arg(program).output().expect("ldd comes with the C library");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    paths.map(PathBuf::from).collect()
 }
 
 /// The right to use the machine: while one test holds it, no other that takes one runs, in this process or another.

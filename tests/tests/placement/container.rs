@@ -63,7 +63,7 @@ pub(crate) struct Container {
 impl Container {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let libc = linked_files(&programs::built("libsimcuda.so"))
+        let libc = programs::linked(&programs::built("libsimcuda.so"))
             .into_iter()
             .find(|path| path.file_name() == Some(OsStr::new("libc.so.6")));
         let drivers = libc.unwrap().canonicalize().unwrap().parent().unwrap().to_path_buf();
@@ -237,7 +237,7 @@ impl Container {
         let ldconfig = if real.exists() { real } else { Path::new("/sbin/ldconfig") };
         fs::copy(ldconfig, root.join("sbin/ldconfig")).unwrap();
         for program in [&programs::built("libsimcuda.so"), &root.join("client"), &ldconfig.to_path_buf()] {
-            for file in linked_files(program) {
+            for file in programs::linked(program) {
                 let place = root.join(file.strip_prefix("/").unwrap());
                 fs::create_dir_all(place.parent().unwrap()).unwrap();
                 fs::copy(&file, &place).unwrap();
@@ -250,14 +250,6 @@ impl Container {
         let output = Command::new("cc").args(arguments).current_dir(self.folder.path()).output().unwrap();
         assert!(output.status.success(), "cc {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-}
-
-/// Absolute paths of the libraries that `program` is linked with, the loader included.
-fn linked_files(program: &Path) -> Vec<PathBuf> {
-    let output = Command::new("ldd").arg(program).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
-    paths.map(PathBuf::from).collect()
 }
 
 /// Runs a script where it may mount: in a user namespace, or as root in a mount namespace.
