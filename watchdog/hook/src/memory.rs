@@ -96,12 +96,19 @@ impl Memory {
         granted
     }
 
-    /// The same, after pools have given up what they no longer keep if there is no room otherwise.
-    fn reserve_or_settle(&self, session: &Session, bytes: Bytes) -> bool {
-        self.reserve(session, bytes) || {
-            self.settle_pools(session);
-            self.reserve(session, bytes)
-        }
+    /// The same of as much as `lacking` says, and says how much that was. If there is no room, pools give up first what
+    /// they no longer keep, then all that is not in use. What a pool lacks is another amount after that.
+    fn reserve_or_reclaim(&self, session: &Session, lacking: impl Fn() -> Bytes) -> Option<Bytes> {
+        let reserve = || {
+            let bytes = lacking();
+            self.reserve(session, bytes).then_some(bytes)
+        };
+        reserve()
+            .or_else(|| {
+                self.settle_pools(session);
+                reserve()
+            })
+            .or_else(|| self.reclaim(session).then(reserve).flatten())
     }
 
     /// What this process holds.
@@ -145,7 +152,7 @@ fn take(
     let Some(session) = session() else { return real() };
     let bytes = Bytes(bytes);
     contexts::charge_current(session);
-    if !session.memory.reserve_or_settle(session, bytes) {
+    if session.memory.reserve_or_reclaim(session, || bytes).is_none() {
         return Status::OUT_OF_MEMORY;
     }
     let status = real();

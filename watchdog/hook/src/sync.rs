@@ -11,9 +11,14 @@ use crate::wrappers::wrappers;
 /// Captures that have begun and not ended, so that a launch asks about its stream only while there is one.
 static CAPTURES: AtomicUsize = AtomicUsize::new(0);
 
+/// Whether any stream of the process captures.
+pub(crate) fn is_any_capturing() -> bool {
+    CAPTURES.load(Ordering::Relaxed) > 0
+}
+
 /// Whether what is launched on `stream` is recorded instead of run.
 pub(crate) fn is_capturing(stream: Handle, per_thread: bool) -> bool {
-    if CAPTURES.load(Ordering::Relaxed) == 0 {
+    if !is_any_capturing() {
         return false;
     }
     let stream = if stream.is_null() && per_thread { STREAM_PER_THREAD as Handle } else { stream };

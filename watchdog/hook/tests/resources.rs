@@ -46,6 +46,28 @@ fn by_every_way_memory_beyond_the_limit_is_out_of_memory_and_what_is_taken_comes
 }
 
 #[test]
+fn the_newest_form_of_a_name_does_what_the_older_one_does_where_the_driver_lacks_it() {
+    let node = Node::start();
+    let agent = NodeAgent::builder(&node).start();
+    let mut client = node.client("newest-names").bound(&agent).start();
+    client.expect("device 0: 0, waited 0");
+    client.expect("profiler 0, 0");
+    client.finish();
+}
+
+#[test]
+fn memory_that_is_freed_behind_work_or_kept_by_a_pool_can_be_taken_again_at_once() {
+    let node = Node::start();
+    let agent = NodeAgent::builder(&node).memory(Bytes::mib(256)).start();
+    let mut client = node.client("freed-behind-work").bound(&agent).start();
+    client.expect("freed 0, again from the pool 0");
+    client.expect("freed 0, again by itself 0");
+    client.expect("kept by the pool, again by itself 0");
+    client.finish();
+    agent.wait_for(|_| agent.memory() == Bytes::ZERO);
+}
+
+#[test]
 fn memory_nodes_of_graphs_are_charged_while_the_device_keeps_their_memory() {
     let node = Node::start();
     let agent = NodeAgent::builder(&node).memory(Bytes::mib(256)).start();

@@ -100,7 +100,7 @@ fn charge(session: &Session, context: usize, bytes: Bytes) -> bool {
     if session.memory.account().holdings.contains(Key::Context(context)) {
         return true;
     }
-    let granted = session.memory.reserve_or_settle(session, bytes);
+    let granted = session.memory.reserve_or_reclaim(session, || bytes).is_some();
     if granted {
         let holding = Holding { bytes, context: 0 };
         let lost = session.memory.account().holdings.insert(Key::Context(context), holding);

@@ -113,11 +113,8 @@ pub(crate) fn launched(graph: Handle, launch: impl FnOnce() -> Status) -> Status
     // Graphs take memory of one device; were there more, each is charged, and the last one's turn starts it.
     let last = needs.len().saturating_sub(1);
     for (turn, (device, bytes)) in needs.into_iter().enumerate() {
-        let pool = Pool::Graphs(device);
-        let (reserved, used) = pool.state().unwrap_or_default();
-        let missing = bytes.saturating_sub(reserved.saturating_sub(used));
         let start = || if turn == last { launch.take().map_or(status, |launch| launch()) } else { status };
-        status = session.memory.within_pool(session, pool, missing, start);
+        status = session.memory.within_pool(session, Pool::Graphs(device), bytes, start);
         if !status.is_ok() {
             return status;
         }

@@ -15,7 +15,7 @@ use crate::abi::{
 };
 use crate::driver;
 use crate::session::{Session, session};
-use crate::sync::is_capturing;
+use crate::sync::{is_any_capturing, is_capturing};
 use crate::wrappers::wrappers;
 
 /// Where memory is kept for reuse.
@@ -35,6 +35,14 @@ impl Pool {
 
     fn keeps(self) -> Option<Bytes> {
         self.ask(POOL_RESERVED, GRAPH_RESERVED)
+    }
+
+    /// Has it give up what is not in use. One that was destroyed meanwhile refuses, and keeps nothing.
+    fn trim(self) {
+        let _ = match self {
+            Self::Handle(pool) => driver::trim_pool(pool as Handle, 0),
+            Self::Graphs(device) => driver::trim_graphs(device),
+        };
     }
 
     fn ask(self, of_pool: i32, of_graphs: i32) -> Option<Bytes> {
@@ -75,29 +83,51 @@ unsafe fn take(
     if is_capturing(stream, per_thread) || on_host(pool) {
         return real();
     }
-    let Some((pool, (reserved, used))) = pool.and_then(|pool| Some((pool, pool.state()?))) else {
+    let Some(pool) = pool.filter(|pool| pool.state().is_some()) else {
         // SAFETY: the caller's promise.
         return unsafe { take_pointer(bytes as u64, out, real) };
     };
     contexts::charge_current(session);
-    session.memory.within_pool(session, pool, missing(Bytes(bytes as u64), reserved, used), real)
+    session.memory.within_pool(session, pool, Bytes(bytes as u64), real)
 }
 
 impl Memory {
-    /// Lets `real` take what the pool keeps, and `missing` more; then charges what the pool really keeps.
+    /// Lets `real` take `bytes` of what the pool keeps, and of the card what it lacks; then charges what the pool really
+    /// keeps.
     pub(super) fn within_pool(
         &self,
         session: &Session,
         pool: Pool,
-        missing: Bytes,
+        bytes: Bytes,
         real: impl FnOnce() -> Status,
     ) -> Status {
-        if !self.reserve_or_settle(session, missing) {
-            return Status::OUT_OF_MEMORY;
-        }
+        let lacking = || {
+            let (reserved, used) = pool.state().unwrap_or_default();
+            missing(bytes, reserved, used)
+        };
+        let Some(missing) = self.reserve_or_reclaim(session, lacking) else { return Status::OUT_OF_MEMORY };
         let status = real();
         self.charge_pool(session, pool, missing);
         status
+    }
+
+    /// Has all pools give up what is not in use, also what is to be freed once work is done that is queued now; the
+    /// simulated driver does the same before it says that a card is full. Whether there was anything to ask.
+    pub(super) fn reclaim(&self, session: &Session) -> bool {
+        let pools = self.account().pools.keys().copied().collect::<Vec<_>>();
+        if pools.is_empty() {
+            return false;
+        }
+        // To wait would break a capture.
+        if !is_any_capturing() {
+            session.harvester.close_current(session);
+            driver::synchronize();
+        }
+        for pool in pools {
+            pool.trim();
+        }
+        self.settle_pools(session);
+        true
     }
 
     /// Charges the pool with `more` that is reserved already, then with what it really keeps.

@@ -2,7 +2,7 @@
 // They call the driver as C programs do, whose only promise is that they follow its reference.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +29,8 @@ fn client() {
     match role.as_str() {
         "ways" => ways(),
         "graph-memory" => graph_memory(),
+        "newest-names" => newest_names(),
+        "freed-behind-work" => freed_behind_work(),
         "end-context" => end_context(false),
         "reset-context" => end_context(true),
         "context-memory created" => context_memory(false),
@@ -92,6 +94,58 @@ fn ways() {
         say(&format!("{way}: 200 MiB {first}, 100 MiB more {second}, NVML {agrees}, 200 MiB again {third}"));
         assert_eq!(code(give(handle)), 0, "{way}");
     }
+}
+
+/// Takes the newest form that there is of a name, and calls it as an older one; and looks up what few headers declare.
+fn newest_names() {
+    let _context = CudaContext::new(0).unwrap();
+    let library = unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW) };
+    let find = |name: &CStr| unsafe { libc::dlsym(library, name.as_ptr()) };
+    let call = |name: &CStr, argument: usize| {
+        let function = find(name);
+        assert!(!function.is_null(), "{name:?}");
+        let function: extern "C" fn(usize, usize) -> i32 = unsafe { std::mem::transmute(function) };
+        function(argument, 0xbad)
+    };
+    let mut device = -1_i32;
+    let got = call(c"cuCtxGetDevice_v2", (&raw mut device).expose_provenance());
+    say(&format!("device {device}: {got}, waited {}", call(c"cuCtxSynchronize_v2", 0)));
+    say(&format!("profiler {}, {}", call(c"cuProfilerStart", 0), call(c"cuProfilerStop", 0)));
+}
+
+/// Frees memory behind a kernel and takes as much again at once, which there is no room for before the kernel has ended.
+fn freed_behind_work() {
+    let program = Program::start();
+    let stream = program.context.default_stream();
+    let free_behind_work = |pointer| {
+        program.spin(&stream, 50_000);
+        code(unsafe { sys::cuMemFreeAsync(pointer, null_mut()) })
+    };
+    let (_, pointer) = in_order(200 * MIB);
+    let freed = free_behind_work(pointer);
+    let (again, pointer) = in_order(200 * MIB);
+    say(&format!("freed {freed}, again from the pool {}", code(again)));
+    let freed = free_behind_work(pointer);
+    let (again, pointer) = linear(200 * MIB);
+    say(&format!("freed {freed}, again by itself {}", code(again)));
+    assert_eq!(code(free(pointer)), 0);
+
+    keep_all();
+    let (_, pointer) = in_order(200 * MIB);
+    assert_eq!(code(free_in_order(pointer)), 0);
+    let (again, pointer) = linear(200 * MIB);
+    say(&format!("kept by the pool, again by itself {}", code(again)));
+    assert_eq!(code(in_order(100 * MIB).0), 2);
+    assert_eq!(code(free(pointer)), 0);
+}
+
+/// Has the default pool keep all that it gets.
+fn keep_all() {
+    let (mut pool, mut threshold) = (null_mut(), u64::MAX);
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    let got = unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, 0) };
+    let set = unsafe { sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()) };
+    assert_eq!((code(got), code(set)), (0, 0));
 }
 
 fn linear(bytes: usize) -> (CUresult, u64) {
