@@ -41,6 +41,15 @@ fn size(start: In<u8>, offset: usize) -> Result<usize> {
     Ok(usize::try_from(u64::from_le_bytes(bytes(start, offset)?)).unwrap_or(usize::MAX))
 }
 
+/// Whether `bytes` hold a fat binary to its end.
+pub(super) fn is_whole(bytes: &[u8]) -> bool {
+    let Some(head) = bytes.first_chunk::<16>() else { return false };
+    let start = In::from_address(head.as_ptr().expose_provenance());
+    let end = self::bytes(start, 6)
+        .and_then(|head| Ok(usize::from(u16::from_le_bytes(head)).saturating_add(size(start, 8)?)));
+    head.starts_with(&MAGIC.to_le_bytes()) && end.is_ok_and(|end| end <= bytes.len())
+}
+
 /// The PTX text in the fat binary at `start` for a device that can do `capability`; none if there is machine code for
 /// it, or no text that can be read.
 pub(super) fn ptx(start: In<u8>, capability: (u32, u32)) -> Result<Option<String>> {

@@ -4,6 +4,7 @@
 
 mod memory;
 mod update;
+mod user_object;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,8 @@ use std::sync::{Arc, Mutex};
 
 use self::memory::GraphMemory;
 pub(super) use self::memory::{capture_allocation, capture_free, free_now, free_operation};
+use self::user_object::Kept;
+pub(super) use self::user_object::UserObject;
 use super::abi::{Copy3D, HostNode, KernelNode, MemsetNode};
 use super::copy::{Fill, copy_node};
 use super::launch::kernel_node;
@@ -53,6 +56,7 @@ type Content = (NodeKind, Vec<Operation>, Option<GraphMemory>);
 pub(super) struct Graph {
     /// In the order in which they were added.
     nodes: Mutex<Vec<Handle>>,
+    kept: Kept,
 }
 
 /// A graph that is ready to be launched.
@@ -60,6 +64,7 @@ pub(super) struct Graph {
 pub(super) struct Executable {
     steps: Mutex<Vec<Step>>,
     flags: u64,
+    kept: Kept,
 }
 
 /// Flag of an executable graph: a launch first frees what the launch before left allocated.
@@ -210,8 +215,10 @@ fn instantiate(out: Out<Handle>, graph: Handle, flags: u64) -> Result {
     if out.is_null() {
         return Err(CudaError::INVALID_VALUE);
     }
-    let steps = steps(driver, &*driver.graphs.get(graph)?)?;
-    out.set(driver.executables.add(Executable { steps: Mutex::new(steps), flags }))
+    let graph = driver.graphs.get(graph)?;
+    let (steps, kept) = (Mutex::new(steps(driver, &graph)?), Kept::default());
+    kept.take_over(&graph.kept)?;
+    out.set(driver.executables.add(Executable { steps, flags, kept }))
 }
 
 fn begin(stream: Handle, default: DefaultStream, graph: Option<Handle>) -> Result {
@@ -371,8 +378,9 @@ driver! {
     fn [cuGraphClone] (out: Out<Handle>, graph: Handle) {
         let driver = driver()?;
         let handle = new_handle();
-        let clone = Arc::new(Graph::default());
-        for (_, node) in ordered(driver, &*driver.graphs.get(graph)?)? {
+        let (original, clone) = (driver.graphs.get(graph)?, Arc::new(Graph::default()));
+        clone.kept.take_over(&original.kept)?;
+        for (_, node) in ordered(driver, &original)? {
             let last = lock(&clone.nodes).last().copied();
             let operations = lock(&node.operations).clone();
             let content = (node.kind, operations, node.memory.clone());
@@ -421,6 +429,7 @@ driver! {
         (out: Out<Handle>, graph: Handle, dependencies: In<Handle>, count: usize, child: Handle) {
         let driver = driver()?;
         let operations = self::child(driver, child)?;
+        driver.graphs.get(graph)?.kept.take_over(&driver.graphs.get(child)?.kept)?;
         add_node(out, graph, dependencies, count, (NodeKind::Child, operations, None))
     }
     fn [cuGraphDestroyNode] (handle: Handle) {

@@ -202,11 +202,14 @@ fn variable(driver: &Driver, handle: Handle, name: &str) -> Result<(u64, u64)> {
     // Those that it points to may point back to it.
     drop(variables);
     for (place, other, added) in text.map_or(&[][..], |text| &text.references) {
-        let target = match variable(driver, handle, other) {
-            Ok((target, _)) => target,
-            // It points to a function, which has no address here.
-            Err(CudaError::NOT_FOUND) => continue,
-            Err(error) => return Err(error),
+        let target = match (&module.image, variable(driver, handle, other)) {
+            (_, Ok((target, _))) => target,
+            (Image::Text(program), Err(CudaError::NOT_FOUND)) => {
+                // A function, or a name that nothing is behind.
+                let Some(address) = program.function_address(other) else { continue };
+                address
+            }
+            (_, Err(error)) => return Err(error),
         };
         put(base + place, &target.wrapping_add_signed(*added).to_le_bytes());
     }

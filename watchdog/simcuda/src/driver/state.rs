@@ -10,7 +10,7 @@ use crate::card::Device;
 use super::array::{Array, Mipmap};
 use super::event::Event;
 use super::export_tables::LocalStorage;
-use super::graph::{Executable, Graph, Node};
+use super::graph::{Executable, Graph, Node, UserObject};
 use super::jit::Linking;
 use super::link::Link;
 use super::memory::Allocations;
@@ -168,6 +168,7 @@ pub(super) struct Driver {
     pub(super) functions: Registry<Function>,
     pub(super) graphs: Registry<Graph>,
     pub(super) nodes: Registry<Node>,
+    pub(super) user_objects: Registry<UserObject>,
     pub(super) executables: Registry<Executable>,
     pub(super) physical: Registry<Physical>,
     pub(super) arrays: Registry<Array>,
@@ -265,6 +266,7 @@ pub(super) fn initialise() -> Result {
         functions: Registry::default(),
         graphs: Registry::default(),
         nodes: Registry::default(),
+        user_objects: Registry::default(),
         executables: Registry::default(),
         physical: Registry::default(),
         arrays: Registry::default(),

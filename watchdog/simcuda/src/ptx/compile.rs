@@ -27,6 +27,8 @@ pub struct Code {
     pub(super) shared: usize,
     /// Functions that are called: no deeper can calls go.
     pub(super) functions: usize,
+    /// Those of them by their addresses.
+    pub(super) entries: HashMap<u64, Entry>,
     /// The variables that it uses.
     variables: Vec<String>,
     is_empty: bool,
@@ -55,6 +57,13 @@ pub(super) fn unsupported<T>(what: impl Into<String>) -> Result<T> {
 pub(super) struct Frame {
     pub(super) results: Vec<(u64, usize)>,
     pub(super) parameters: Vec<(u64, usize)>,
+}
+
+/// Where a function begins, and what it expects.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) start: u32,
+    pub(super) frame: Frame,
 }
 
 /// What is known while a kernel is compiled.
@@ -86,6 +95,7 @@ pub(super) fn compile(program: &Program, kernel: &Function) -> Result<Code> {
     while let Some(&name) = compiler.called.get(starts.len()) {
         starts.push(u32::try_from(compiler.code.instructions.len()).unwrap_or(u32::MAX));
         let function = program.functions.get(name).ok_or_else(|| Unsupported(format!("call of {name}")))?;
+        compiler.enter(function)?;
         compiler.body(function, false)?;
     }
     for &(instruction, function) in &compiler.calls {
@@ -109,6 +119,24 @@ impl<'p> Compiler<'p> {
         body.statements(&mut Cursor::new(&tokens))?;
         body.emit(None, if is_kernel { Op::Exit } else { Op::Return });
         body.fill_in_labels()
+    }
+
+    /// Notes where a function begins whose body comes next.
+    fn enter(&mut self, function: &'p Function) -> Result {
+        let frame = self.frame(function)?;
+        let start = u32::try_from(self.code.instructions.len()).unwrap_or(u32::MAX);
+        let address = self.program.function_address(&function.name).unwrap_or_default();
+        self.code.entries.insert(address, Entry { start, frame });
+        Ok(())
+    }
+
+    /// The address of a function, which may be called by it from now on.
+    pub(super) fn function_address(&mut self, name: &str) -> Option<u64> {
+        let program = self.program;
+        let (name, _) = program.functions.get_key_value(name)?;
+        let address = program.function_address(name)?;
+        self.called(name);
+        Some(address)
     }
 
     /// A fresh register.
@@ -163,9 +191,10 @@ impl<'p> Compiler<'p> {
     pub(super) fn variable(&mut self, name: &str) -> Result<Option<u32>> {
         let Some(variable) = self.program.variable(name) else { return Ok(None) };
         let program = self.program;
-        let points_to_code =
-            variable.references.iter().any(|(_, other, _)| program.variable(other).is_none());
-        if variable.initial.is_none() || points_to_code {
+        let is_known =
+            |name: &str| program.variable(name).is_some() || program.function_address(name).is_some();
+        let points_nowhere = variable.references.iter().any(|(_, other, _)| !is_known(other));
+        if variable.initial.is_none() || points_nowhere {
             return unsupported(format!("the initial value of {name}"));
         }
         let known = self.code.variables.iter().position(|used| used == name);
@@ -295,6 +324,11 @@ where
 
     /// A label, or the name of a table of labels.
     fn define(&mut self, name: &'a str, cursor: &mut Cursor<'_, 'a>) -> Result {
+        if matches!(cursor.peek(), Some(Token::Word(".callprototype" | ".calltargets"))) {
+            // What an indirect call passes says as much.
+            cursor.until(|mark| mark == ';');
+            return Ok(());
+        }
         if cursor.peek() == Some(Token::Word(".branchtargets")) {
             cursor.next();
             let targets = cursor.until(|mark| mark == ';').iter().filter_map(|&(_, token)| match token {

@@ -18,6 +18,8 @@ enum Atom<'a> {
     /// A name, and what is added to it.
     Name(&'a str, i64),
     Number(&'a str, bool),
+    /// `name[register]`: an element of a variable.
+    Element(&'a str, &'a str),
 }
 
 /// An operand.
@@ -43,10 +45,14 @@ fn read_atom<'a>(cursor: &mut Cursor<'_, 'a>) -> Option<Atom<'a>> {
     }
     match cursor.next()? {
         Token::Number(digits) => Some(Atom::Number(digits, false)),
-        // The first element of an array is where the array begins.
         Token::Word(name) if cursor.take('[') => {
-            let first = cursor.next()? == Token::Number("0") && cursor.take(']');
-            first.then_some(Atom::Name(name, 0))
+            let atom = match cursor.next()? {
+                // The first element of an array is where the array begins.
+                Token::Number("0") => Atom::Name(name, 0),
+                Token::Word(index) => Atom::Element(name, index),
+                _ => return None,
+            };
+            cursor.take(']').then_some(atom)
         }
         Token::Word(name) => {
             let added = if cursor.take('+') {
@@ -251,6 +257,7 @@ where
                 bits.map(Operand::Bits).ok_or_else(|| Unsupported(format!("number {digits}")))
             }
             Atom::Name(name, added) => self.named(name, added),
+            Atom::Element(name, _) => unsupported(format!("an element of {name}")),
         }
     }
 
@@ -274,8 +281,11 @@ where
             Some(_) => return Ok(Operand::Dynamic(added)),
             None => {}
         }
-        match self.compiler.variable(name)? {
-            Some(index) => Ok(Operand::Variable(index, added)),
+        if let Some(index) = self.compiler.variable(name)? {
+            return Ok(Operand::Variable(index, added));
+        }
+        match self.compiler.function_address(name) {
+            Some(address) => place(address),
             None => unsupported(format!("the address of {name}")),
         }
     }

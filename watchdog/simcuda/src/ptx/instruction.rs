@@ -181,6 +181,16 @@ pub(super) enum Op {
     Call {
         target: u32,
     },
+    /// A call of the function at an address; the arguments lie at these places of local memory.
+    CallIndirect {
+        function: Operand,
+        arguments: Vec<u64>,
+    },
+    /// Copies the results of a function at an address to these places.
+    TakeResults {
+        function: Operand,
+        results: Vec<u64>,
+    },
     Return,
     Exit,
     Trap,

@@ -31,7 +31,7 @@ pub(super) fn parse(text: &str) -> Result<Program, Malformed> {
         }
     }
     let mut program = Program { text: text.into(), ..Program::default() };
-    let mut cursor = Cursor::new(&tokens);
+    let (mut cursor, mut declared) = (Cursor::new(&tokens), Vec::new());
     while let Some(place) = cursor.place() {
         let malformed = |what| Malformed::Declaration { place, what };
         let head = cursor.until(|mark| mark == ';' || mark == '{');
@@ -42,8 +42,17 @@ pub(super) fn parse(text: &str) -> Result<Program, Malformed> {
         } else {
             let initial = cursor.until(|mark| mark == ';');
             cursor.take(';');
+            if has(head, ".extern") {
+                declared.push((place, head));
+                continue;
+            }
             read_variables(&mut program, head, initial).ok_or_else(|| malformed("variable"))?;
         }
+    }
+    // What the text defines as well is known with its size and its value by now.
+    for (place, head) in declared {
+        let malformed = || Malformed::Declaration { place, what: "variable" };
+        read_variables(&mut program, head, &[]).ok_or_else(malformed)?;
     }
     Ok(program)
 }
@@ -206,7 +215,9 @@ fn read_variables(program: &mut Program, head: &[Spot<'_>], rest: &[Spot<'_>]) -
     if kind.is_none_or(|kind| read_values(&mut variable, kind, values, rest).is_none()) && equals.is_some() {
         variable.initial = None;
     }
-    program.variables.push(variable);
+    if !has(head, ".extern") || program.variable(&variable.name).is_none() {
+        program.variables.push(variable);
+    }
     Some(())
 }
 
@@ -320,6 +331,14 @@ mod tests {
         assert_eq!(initial("pairs"), [1, 0, 2, 0, 0xfd, 0xff, 4, 0]);
         assert_eq!(program.variable("place").unwrap().references, [(0, "table".into(), 8)]);
         assert_eq!(program.shared[0].size, 0);
+    }
+
+    #[test]
+    fn a_variable_that_is_declared_and_defined_is_the_one_that_is_defined() {
+        let text = ".version 7.0\n.target sm_70\n.extern .global .u32 a[];\n.extern .const .u32 b[2];\n.global .u32 a[3] = {7};";
+        let program = parse(text).unwrap();
+        let sizes: Vec<_> = program.variables().iter().map(|v| (v.name.as_str(), v.size)).collect();
+        assert_eq!(sizes, [("a", 12), ("b", 8)]);
     }
 
     #[test]

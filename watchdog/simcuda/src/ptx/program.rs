@@ -7,6 +7,9 @@ use std::sync::OnceLock;
 use super::compile::{Code, compile};
 use super::parse::{Malformed, parse};
 
+/// Where the addresses of functions begin.
+const FUNCTIONS: u64 = 1 << 62;
+
 /// A parameter of a kernel or a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parameter {
@@ -112,6 +115,18 @@ impl Program {
     /// The variable of this name.
     pub fn variable(&self, name: &str) -> Option<&Variable> {
         self.variables.iter().find(|variable| variable.name == name)
+    }
+
+    /// The address of a function that has a body. There is no memory there: it can only be called.
+    pub fn function_address(&self, name: &str) -> Option<u64> {
+        let body = self.functions.get(name)?.body.as_ref()?;
+        Some(FUNCTIONS + body.start as u64)
+    }
+
+    /// Functions whose addresses lie in variables.
+    pub(super) fn referenced_functions(&self) -> impl Iterator<Item = &str> {
+        let names = self.variables.iter().flat_map(|variable| &variable.references);
+        names.map(|(_, name, _)| name.as_str()).filter(|name| self.function_address(name).is_some())
     }
 
     /// What `kernel`, which has to be one of this module, does.

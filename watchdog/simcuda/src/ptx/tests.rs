@@ -291,6 +291,84 @@ fn ways_that_part_by_a_table_meet_again() {
     assert_eq!([0, 1, 2].map(|index| compute(code, &[index])), [71, 72, 72]);
 }
 
+/// Even threads call one function and odd ones another, by addresses that `choose` puts into `%rd4`.
+fn calling_by_address(choose: &str) -> String {
+    format!(
+        "
+.func (.param .b32 result) twice(.param .b32 x);
+.func (.param .b32 result) ten_more(.param .b32 x);
+.extern .global .u64 table[];
+.visible .entry k(.param .u64 k_0) {{
+    .reg .b32 %r<9>; .reg .b64 %rd<9>; .reg .pred %p<2>;
+    ld.param.u64 %rd1, [k_0];
+    mov.u32 %r1, %tid.x;
+    and.b32 %r2, %r1, 1;
+    {choose}
+    {{
+        proto: .callprototype (.param .b32 _) _ (.param .b32 _);
+        .param .b32 in;
+        .param .b32 out;
+        st.param.b32 [in], %r1;
+        call (out), %rd4, (in), proto;
+        ld.param.b32 %r3, [out];
+    }}
+    {{
+        proto: .callprototype (.param .b32 _) _ (.param .b32 _);
+        call (%r4), %rd4, (%r3), proto;
+    }}
+    mad.wide.u32 %rd5, %r1, 4, %rd1;
+    st.global.u32 [%rd5], %r4;
+    ret;
+}}
+.func (.param .b32 result) twice(.param .b32 x) {{
+    .reg .b32 %r<3>;
+    ld.param.u32 %r1, [x];
+    add.u32 %r2, %r1, %r1;
+    st.param.b32 [result], %r2;
+    ret;
+}}
+.func (.param .b32 result) ten_more(.param .b32 x) {{
+    .reg .b32 %r<3>;
+    ld.param.u32 %r1, [x];
+    add.u32 %r2, %r1, 10;
+    st.param.b32 [result], %r2;
+    ret;
+}}
+.global .align 8 .u64 table[2] = {{twice, ten_more}};"
+    )
+}
+
+/// What four threads of it write.
+const CALLED_TWICE: [u32; 4] = [0, 21, 8, 23];
+
+#[test]
+fn functions_are_called_by_their_addresses() {
+    let code = calling_by_address(
+        "mov.u64 %rd2, twice; mov.u64 %rd3, ten_more; setp.eq.u32 %p1, %r2, 0; selp.b64 %rd4, %rd2, %rd3, %p1;",
+    );
+    let mut memory = Bytes::of(&[0; 4]);
+    run_on(&mut memory, &code, [1; 3], [4, 1, 1], &[BASE]).unwrap();
+    assert_eq!(memory.words(), CALLED_TWICE);
+}
+
+#[test]
+fn functions_are_called_by_a_table_of_them() {
+    let code = calling_by_address("ld.global.u64 %rd4, table[%r2];");
+    let program = program(&code);
+    let addresses = ["twice", "ten_more"].map(|name| program.function_address(name).unwrap());
+    let table: Vec<u8> = addresses.iter().flat_map(|address| address.to_le_bytes()).collect();
+    let mut memory = Bytes([table, vec![0; 16]].concat());
+    run_on(&mut memory, &code, [1; 3], [4, 1, 1], &[BASE + 16]).unwrap();
+    assert_eq!(memory.words()[4..], CALLED_TWICE);
+}
+
+#[test]
+fn a_call_of_what_is_no_function_is_an_illegal_address() {
+    let code = calling_by_address("mov.u64 %rd4, 4096;");
+    let ran = run_on(&mut Bytes::of(&[0; 4]), &code, [1; 3], [4, 1, 1], &[BASE]);
+    assert_eq!(ran, Err(Fault::IllegalAddress { address: 4096 }));
+}
+
 #[test]
 fn carries_go_from_one_instruction_to_the_next() {
     let code = "add.cc.u32 %r2, %r0, %r1; addc.cc.u32 %r3, %r0, 0; addc.u32 %r90, 0, 0;";
@@ -346,7 +424,7 @@ fn what_is_not_understood_is_named_and_not_run() {
         assert!(refused.contains(opcode), "{refused}");
     }
     let table = program(
-        ".func f() { ret; } .global .u64 table[1] = {f}; .entry k() { .reg .b64 %rd<2>; ld.global.u64 %rd1, [table]; }",
+        ".func f() { ret; } .global .u64 table[2] = {f, nobody}; .entry k() { .reg .b64 %rd<2>; ld.global.u64 %rd1, [table]; }",
     );
     assert!(table.code(&table.kernels()[0]).is_err());
     let printing = program(

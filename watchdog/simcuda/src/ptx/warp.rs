@@ -1,7 +1,7 @@
 //! Up to 32 threads that go side by side. Those that are behind go first, so that ways that part meet again.
 
 use super::block::{Context, Fault, Meeting};
-use super::compile::Code;
+use super::compile::{Code, Entry};
 use super::convert::Conversion;
 use super::instruction::{Address, Instruction, Join, Op, Operand, Register, Shuffle, Special, Vote};
 use super::program::Unsupported;
@@ -217,9 +217,18 @@ impl Warp {
             Op::Load { .. } | Op::Store { .. } | Op::Atomic { .. } | Op::CopyLocal { .. } => {
                 self.access(context, op, active)?;
             }
+            Op::TakeResults { function, results } => {
+                for lane in lanes(active) {
+                    let frame = &self.entry(context, *function, lane)?.frame;
+                    let copies =
+                        frame.results.iter().zip(results).map(|(&(from, size), &to)| (from, to, size));
+                    self.copy_local(lane, copies)?;
+                }
+            }
             Op::Branch { .. }
             | Op::BranchIndexed { .. }
             | Op::Call { .. }
+            | Op::CallIndirect { .. }
             | Op::Return
             | Op::Exit
             | Op::Barrier { .. } => return self.part(context, op, place, mask, active),
@@ -330,6 +339,50 @@ impl Warp {
         Ok(())
     }
 
+    fn call<M>(
+        &mut self,
+        context: &Context<'_, M>,
+        lane: usize,
+        place: u32,
+        target: u32,
+    ) -> Result<(), Fault> {
+        if self.returns[lane].len() >= context.code.functions {
+            return Err(Unsupported("a function that calls itself".into()).into());
+        }
+        self.returns[lane].push(place + 1);
+        self.places[lane] = target;
+        Ok(())
+    }
+
+    /// The function that a lane's operand points to.
+    fn entry<'c, M>(
+        &self,
+        context: &Context<'c, M>,
+        function: Operand,
+        lane: usize,
+    ) -> Result<&'c Entry, Fault> {
+        let address = self.read(context, function, lane);
+        context.code.entries.get(&address).ok_or(Fault::IllegalAddress { address })
+    }
+
+    /// Copies within a lane's local memory: from, to and bytes of each.
+    fn copy_local(
+        &mut self,
+        lane: usize,
+        copies: impl Iterator<Item = (u64, u64, usize)>,
+    ) -> Result<(), Fault> {
+        let range = self.local_of(lane);
+        let local = &mut self.local[range];
+        for (from, to, size) in copies {
+            let place = |address: u64| usize::try_from(address).ok().filter(|at| at + size <= local.len());
+            let (Some(from), Some(to)) = (place(from), place(to)) else {
+                return Err(Fault::IllegalAddress { address: from.max(to) });
+            };
+            local.copy_within(from..from + size, to);
+        }
+        Ok(())
+    }
+
     /// Instructions behind which lanes may go different ways.
     fn part<M>(
         &mut self,
@@ -351,12 +404,15 @@ impl Warp {
                     let target = targets.get(usize::try_from(index).unwrap_or(usize::MAX));
                     self.places[lane] = *target.ok_or(Fault::Trap)?;
                 }
-                Op::Call { target } => {
-                    if self.returns[lane].len() >= context.code.functions {
-                        return Err(Unsupported("a function that calls itself".into()).into());
+                Op::Call { target } => self.call(context, lane, place, *target)?,
+                Op::CallIndirect { function, arguments } => {
+                    let Entry { start, frame } = self.entry(context, *function, lane)?;
+                    if frame.parameters.len() != arguments.len() {
+                        return Err(Unsupported("a call with other arguments than declared".into()).into());
                     }
-                    self.returns[lane].push(place + 1);
-                    self.places[lane] = *target;
+                    let parameters = frame.parameters.iter().zip(arguments);
+                    self.copy_local(lane, parameters.map(|(&(to, size), &from)| (from, to, size)))?;
+                    self.call(context, lane, place, *start)?;
                 }
                 Op::Return => match self.returns[lane].pop() {
                     Some(back) => self.places[lane] = back,

@@ -133,7 +133,10 @@ fn the_management_library_sees_name_memory_and_processes() {
 #[test]
 fn names_are_resolved_by_version() {
     let rig = Rig::start(&[]);
-    assert_eq!(rig.run("resolve"), "v1 v2 twin sync-v1 unknown too-old no-table unsupported");
+    assert_eq!(
+        rig.run("resolve"),
+        "v1 v2 twin sync-v1 profiler graphics unknown too-old no-table unsupported"
+    );
 }
 
 #[test]
@@ -324,6 +327,12 @@ fn memory_is_shared_between_processes_and_charged_once() {
 fn memory_of_graphs_is_counted_from_the_launch_until_it_is_trimmed() {
     let rig = Rig::start(&[]);
     assert_eq!(rig.run("graph_memory"), "made 0/0, held 64/64, freed 0/64, trimmed 0/0, captured 5, twice 1");
+}
+
+#[test]
+fn what_a_graph_keeps_is_destroyed_with_the_last_that_needs_it() {
+    let rig = Rig::start(&[]);
+    assert_eq!(rig.run("user_object"), "refused 1, moved 0, graph gone 0, executable gone 1");
 }
 
 #[test]

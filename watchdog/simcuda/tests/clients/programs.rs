@@ -41,6 +41,7 @@ pub(crate) fn run(name: &str) {
         "import" => answer(&sharing::import()),
         "graph_memory" => answer(&graphs::memory()),
         "graph_update" => answer(&graphs::update()),
+        "user_object" => answer(&graphs::user_object()),
         "green" => answer(&green::split()),
         "green_saturate" => green::saturate(),
         "interpret" => answer(&computing::interpret()),

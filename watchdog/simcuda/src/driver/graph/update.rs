@@ -21,7 +21,8 @@ enum Difference {
 /// Takes over what the nodes of a graph do. The node that does not fit, and why.
 fn update(driver: &Driver, executable: Handle, graph: Handle) -> Result<Option<(Difference, Handle)>> {
     let executable = driver.executables.get(executable)?;
-    let fresh = steps(driver, &*driver.graphs.get(graph)?)?;
+    let graph = driver.graphs.get(graph)?;
+    let fresh = steps(driver, &graph)?;
     let mut old = lock(&executable.steps);
     if old.len() != fresh.len() {
         return Ok(Some((Difference::Topology, 0)));
@@ -37,6 +38,7 @@ fn update(driver: &Driver, executable: Handle, graph: Handle) -> Result<Option<(
     for (old, fresh) in old.iter_mut().zip(fresh) {
         old.operations = fresh.operations;
     }
+    executable.kept.take_over(&graph.kept)?;
     Ok(None)
 }
 

@@ -2,7 +2,7 @@
 
 use super::super::arithmetic::function;
 use super::super::compile::{Body, Result};
-use super::super::instruction::{Address, Gather, Op, Operand, SINK, Shuffle, Vote};
+use super::super::instruction::{Address, Gather, Op, Operand, Register, SINK, Shuffle, Vote};
 use super::super::program::Unsupported;
 use super::super::scope::Name;
 use super::super::types::{Rounding, Space, Type};
@@ -60,6 +60,11 @@ where
             None => Vec::new(),
             Some(_) => return written.refuse(),
         };
+        let is_register = matches!(self.scopes.find(name), Some(Name::Register(_))) || name.starts_with('%');
+        if is_register {
+            let function = Operand::Register(self.register(name)?);
+            return self.call_indirect(written, function, &results, &values);
+        }
         let function = self.compiler.program.functions.get(name).filter(|function| function.body.is_some());
         let Some(function) = function else {
             // What is printed is not shown; nothing else can be left out.
@@ -82,6 +87,58 @@ where
             self.take_result(written, result, place, size)?;
         }
         Ok(())
+    }
+
+    /// A call of the function that a register points to: it is known only then where its arguments and results lie.
+    fn call_indirect(
+        &mut self,
+        written: &Written<'_, 'a>,
+        function: Operand,
+        results: &[Atom<'a>],
+        values: &[Atom<'a>],
+    ) -> Result {
+        let program = self.compiler.program;
+        for name in program.referenced_functions() {
+            self.compiler.called(name);
+        }
+        let arguments = values.iter().map(|&value| self.stage(written, value)).collect::<Result<Vec<_>>>()?;
+        self.emit(written.guard, Op::CallIndirect { function, arguments });
+        let slots = results.iter().map(|&result| self.slot(written, result)).collect::<Result<Vec<_>>>()?;
+        let places = slots.iter().map(|&(place, _)| place).collect();
+        self.emit(written.guard, Op::TakeResults { function, results: places });
+        for (place, register) in slots {
+            if let Some(register) = register {
+                let address = Address { space: Space::Local, base: Operand::Bits(place), offset: 0 };
+                self.emit(written.guard, Op::Load { address, kind: Type::U64, dst: vec![register] });
+            }
+        }
+        Ok(())
+    }
+
+    /// Where an argument lies in local memory; one in a register is put there.
+    fn stage(&mut self, written: &Written<'_, 'a>, value: Atom<'a>) -> Result<u64> {
+        if let Atom::Name(name, 0) = value
+            && let Some(Name::Local(place)) = self.scopes.find(name)
+        {
+            return Ok(place);
+        }
+        let place = self.compiler.local(8, 8)?;
+        let src = vec![self.value(value, Type::U64)?];
+        let address = Address { space: Space::Local, base: Operand::Bits(place), offset: 0 };
+        self.emit(written.guard, Op::Store { address, kind: Type::U64, src });
+        Ok(place)
+    }
+
+    /// Where a result goes in local memory, and the register that it is loaded to from there.
+    fn slot(&mut self, written: &Written<'_, 'a>, result: Atom<'a>) -> Result<(u64, Option<Register>)> {
+        let Atom::Name(name, 0) = result else { return written.refuse() };
+        if let Some(Name::Local(place)) = self.scopes.find(name) {
+            return Ok((place, None));
+        }
+        let place = self.compiler.local(8, 8)?;
+        let address = Address { space: Space::Local, base: Operand::Bits(place), offset: 0 };
+        self.emit(written.guard, Op::Store { address, kind: Type::U64, src: vec![Operand::Bits(0)] });
+        Ok((place, Some(self.register(name)?)))
     }
 
     /// Copies an argument to where the function expects it.

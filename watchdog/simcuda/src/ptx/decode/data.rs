@@ -72,8 +72,18 @@ impl<'p, 'a> Body<'_, 'p, 'a>
 where
     'p: 'a,
 {
-    fn address(&mut self, written: &Written<'_, 'a>, index: usize, space: Space) -> Result<Address> {
-        let &Argument::Address(atom) = written.argument(index)? else { return written.refuse() };
+    fn address(
+        &mut self,
+        written: &Written<'_, 'a>,
+        index: usize,
+        space: Space,
+        kind: Type,
+    ) -> Result<Address> {
+        let atom = match *written.argument(index)? {
+            Argument::One(Atom::Element(name, by)) => return self.element(written, (space, kind), name, by),
+            Argument::Address(atom) => atom,
+            _ => return written.refuse(),
+        };
         let Atom::Name(name, added) = atom else {
             return Ok(Address { space, base: self.value(atom, Type::U64)?, offset: 0 });
         };
@@ -87,6 +97,22 @@ where
             return Ok(Address { space, base: Operand::Register(self.register(name)?), offset: added });
         }
         Ok(Address { space, base: self.named(name, 0)?, offset: added })
+    }
+
+    /// An element of a variable whose elements are of the kind that is read or written.
+    fn element(
+        &mut self,
+        written: &Written<'_, 'a>,
+        (space, kind): (Space, Type),
+        name: &'a str,
+        index: &'a str,
+    ) -> Result<Address> {
+        let (start, index) = (self.named(name, 0)?, Operand::Register(self.register(index)?));
+        let dst = self.compiler.register()?;
+        let src = [start, index, Operand::Bits(kind.size() as u64), Operand::Bits(0)];
+        let apply = |[start, index, size, _]: [u64; 4]| start.wrapping_add(index.wrapping_mul(size));
+        self.emit(written.guard, Op::Compute { apply, dst, src });
+        Ok(Address { space, base: Operand::Register(dst), offset: 0 })
     }
 
     /// The registers that a load fills.
@@ -109,7 +135,7 @@ where
         if access.operation.is_some() || dst.len() != access.lanes || written.arguments.len() != 2 {
             return written.refuse();
         }
-        let address = self.address(written, 1, access.space)?;
+        let address = self.address(written, 1, access.space, access.kind)?;
         self.emit(written.guard, Op::Load { address, kind: access.kind, dst });
         Ok(())
     }
@@ -125,7 +151,7 @@ where
             return written.refuse();
         }
         let src = atoms.into_iter().map(|atom| self.value(atom, access.kind)).collect::<Result<Vec<_>>>()?;
-        let address = self.address(written, 0, access.space)?;
+        let address = self.address(written, 0, access.space, access.kind)?;
         self.emit(written.guard, Op::Store { address, kind: access.kind, src });
         Ok(())
     }
@@ -141,7 +167,7 @@ where
         let apply = apply.ok_or_else(|| Unsupported(written.opcode.into()))?;
         let first = usize::from(written.base == "atom");
         let dst = if first == 1 { self.destination(written, 0)? } else { super::SINK };
-        let address = self.address(written, first, space)?;
+        let address = self.address(written, first, space, kind)?;
         let mut src = [Operand::Bits(0); 2];
         for (slot, index) in src.iter_mut().zip(first + 1..written.arguments.len()) {
             *slot = self.operand(written, index, kind)?;

@@ -130,3 +130,28 @@ pub(crate) fn update() -> String {
     ok(unsafe { sys::cuGraphNodeSetEnabled(executable, node, 0) });
     format!("{first}, {second} by a node, {third} by a graph, {refused} for another, {} disabled", time())
 }
+
+/// How often a user object was destroyed, after each step of the life of a graph that keeps it.
+pub(crate) fn user_object() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static DESTROYED: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn destroy(counter: *mut std::ffi::c_void) {
+        unsafe { &*counter.cast::<AtomicU32>() }.fetch_add(1, Ordering::Relaxed);
+    }
+    let _gpu = Gpu::new();
+    let counter = std::ptr::from_ref(&DESTROYED).cast_mut().cast();
+    let (mut object, mut graph) = (std::ptr::null_mut(), std::ptr::null_mut());
+    ok(unsafe { sys::cuUserObjectCreate(&raw mut object, counter, Some(destroy), 1, 1) });
+    ok(unsafe { sys::cuGraphCreate(&raw mut graph, 0) });
+    let refused = code(unsafe { sys::cuUserObjectRelease(object, 2) });
+    // The program's only reference becomes the graph's.
+    ok(unsafe { sys::cuGraphRetainUserObject(graph, object, 1, 1) });
+    let mut report =
+        vec![format!("refused {refused}"), format!("moved {}", DESTROYED.load(Ordering::Relaxed))];
+    let executable = instantiate(graph);
+    ok(unsafe { sys::cuGraphDestroy(graph) });
+    report.push(format!("graph gone {}", DESTROYED.load(Ordering::Relaxed)));
+    ok(unsafe { sys::cuGraphExecDestroy(executable) });
+    report.push(format!("executable gone {}", DESTROYED.load(Ordering::Relaxed)));
+    report.join(", ")
+}
