@@ -17,8 +17,14 @@ pub(crate) enum Client {
     Cudarc,
     /// NVIDIA's Python bindings, kernels by NVRTC.
     CudaPython,
+    /// NVIDIA's Python programs, streams, memory and graphs, kernels by NVRTC.
+    CudaCore,
     /// Python compiled to kernels.
     NumbaCuda,
+    /// Python compiled to kernels, by LLVM.
+    Taichi,
+    /// Traced array code, compiled to PTX by itself.
+    Drjit,
     /// A framework on the driver alone.
     Tinygrad,
     /// C on NVIDIA's runtime 10.2: streams, events, graphs.
@@ -42,15 +48,29 @@ pub(crate) fn sources() -> PathBuf {
 }
 
 impl Client {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Cudarc, Self::CudaPython, Self::NumbaCuda, Self::Tinygrad, Self::Cudart, Self::Pytorch];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Cudarc,
+        Self::CudaPython,
+        Self::CudaCore,
+        Self::NumbaCuda,
+        Self::Taichi,
+        Self::Drjit,
+        Self::Tinygrad,
+        Self::Cudart,
+        Self::Pytorch,
+    ];
 
     /// Where what it is made of is installed.
     pub(crate) fn environment(self) -> Environment {
         match self {
-            Self::Cudarc | Self::CudaPython | Self::NumbaCuda | Self::Tinygrad => Environment::Python,
             Self::Cudart | Self::Pytorch => Environment::Pytorch,
+            _ => Environment::Python,
         }
+    }
+
+    /// The simulated GPU that it runs on: Dr.Jit asks for capability 7.5.
+    pub(crate) fn model(self) -> &'static str {
+        if self == Self::Drjit { "t4" } else { "v100" }
     }
 
     /// Whether its kernels are text that the simulated GPU can compute. Others are machine code, which takes time only.
@@ -77,7 +97,10 @@ impl Client {
         let mut command = match self {
             Self::Cudarc => Command::new(programs::built("cudarc-client")),
             Self::CudaPython => python("cuda_python_client.py"),
+            Self::CudaCore => python("cuda_core_client.py"),
             Self::NumbaCuda => python("numba_client.py"),
+            Self::Taichi => python("taichi_client.py"),
+            Self::Drjit => python("drjit_client.py"),
             Self::Tinygrad => python("tinygrad_client.py"),
             Self::Pytorch => python("pytorch_client.py"),
             Self::Cudart => {

@@ -63,7 +63,8 @@ fn run(cli: &Cli) -> Result<bool> {
     // A part of the clients would replace the record of all.
     if cli.clients.is_empty() {
         let figures = outcomes.iter().flat_map(outcome::Outcome::figures).collect();
-        let figures = Figures { name: "clients", figures, machine: Machine::here("gpufn simulated V100") };
+        let figures =
+            Figures { name: "clients", figures, machine: Machine::here("gpufn simulated V100 and T4") };
         command::record(&figures, &cli.out)?;
     }
     let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.ok()).collect();

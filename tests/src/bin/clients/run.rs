@@ -37,7 +37,7 @@ pub(crate) async fn run(client: Client, cache: &Cache) -> Result<Outcome> {
     let costs = tempfile::Builder::new().prefix("costs-").tempfile()?;
     std::fs::write(costs.path(), COSTS)?;
     let path = costs.path().to_str().context("the temp folder's name is not UTF-8")?;
-    let node = Node::builder("exclusive").gpu(&["--costs", path]).start().await;
+    let node = Node::builder("exclusive").gpu(&["--costs", path, "--model", client.model()]).start().await;
     let bound = node.bind("client", 100, QUOTA, QUOTA, MEMORY).await;
     let mut command = client.command(cache, &node.path(""))?;
     command.env("LD_LIBRARY_PATH", library_path(client, cache, &node)?);
