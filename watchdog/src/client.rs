@@ -12,26 +12,23 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::clock;
 use crate::pieces::poll_write_pieces;
 
 /// When writing to a client must be over. Shared by its socket and its requests.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct WriteLimit {
-    origin: Instant,
-    /// Milliseconds since `origin`; 0 while there is no limit.
+    /// In milliseconds of the coarse clock; 0 while there is no limit.
     at: AtomicU64,
     is_strict: AtomicBool,
 }
 
 impl WriteLimit {
-    fn new() -> Self {
-        Self { origin: Instant::now(), at: AtomicU64::new(0), is_strict: AtomicBool::new(false) }
-    }
-
     /// Writing must be over `span` from now; without a `span` it may take any time.
     pub(crate) fn set(&self, span: Option<Duration>) {
-        let at = span
-            .map_or(0, |span| u64::try_from((self.origin.elapsed() + span).as_millis()).unwrap_or(u64::MAX));
+        let at = span.map_or(0, |span| {
+            u64::try_from(clock::coarse().saturating_add(span).as_millis()).unwrap_or(u64::MAX)
+        });
         self.at.store(at, Ordering::Relaxed);
     }
 
@@ -43,23 +40,27 @@ impl WriteLimit {
 
     /// Fails when writing is over for a client that reads too.
     fn check(&self) -> io::Result<()> {
-        let is_strict = self.is_strict.load(Ordering::Relaxed);
-        if is_strict && self.get().is_some_and(|at| at <= Instant::now()) {
+        let is_over = || self.rest().is_some_and(|rest| rest.is_zero());
+        if self.is_strict.load(Ordering::Relaxed) && is_over() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         Ok(())
     }
 
-    fn get(&self) -> Option<Instant> {
+    /// How long writing may still take.
+    fn rest(&self) -> Option<Duration> {
         match self.at.load(Ordering::Relaxed) {
             0 => None,
-            millis => self.origin.checked_add(Duration::from_millis(millis)),
+            millis => Some(Duration::from_millis(millis).saturating_sub(clock::coarse())),
         }
     }
 }
 
 /// The most that is read at once, in bytes: less than a power of two, since hyper doubles a buffer that was filled.
 const MOST_READ: u64 = 252 << 10;
+
+/// Longest time until a limit is looked at again.
+const LONG: Duration = Duration::from_hours(24);
 
 /// A client's socket.
 #[derive(Debug)]
@@ -78,7 +79,7 @@ const LINGER: Duration = Duration::from_millis(500);
 impl ClientSocket {
     /// The socket, and the limit that its requests set.
     pub(crate) fn new(stream: TcpStream) -> (Self, Arc<WriteLimit>) {
-        let limit = Arc::new(WriteLimit::new());
+        let limit = Arc::<WriteLimit>::default();
         let stream = stream.take(MOST_READ);
         (Self { stream, limit: Arc::clone(&limit), timer: None, linger: None }, limit)
     }
@@ -89,13 +90,19 @@ impl ClientSocket {
             self.timer = None;
             return written;
         }
-        let Some(at) = self.limit.get() else { return Poll::Pending };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
-        if timer.deadline() != at {
-            timer.as_mut().reset(at);
+        let Some(rest) = self.limit.rest() else { return Poll::Pending };
+        if rest.is_zero() {
+            let words = "the client read nothing for write_timeout";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, words)));
         }
-        ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client read nothing for write_timeout")))
+        // The limit may be another one since the last look, and its clock is behind the timer's.
+        let at = Instant::now() + rest.min(LONG) + clock::TICK;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        timer.as_mut().reset(at);
+        if timer.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
     }
 
     /// Reads what has come, and says whether the client has ended its side.

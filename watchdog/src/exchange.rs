@@ -4,11 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Method, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 
 use crate::limiter::Slot;
 use crate::logs::{self, Access};
 use crate::metrics::Metrics;
+
+const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 
 /// A request being answered. Dropped before it is finished, it counts as aborted by its client.
 #[derive(Debug)]
@@ -60,13 +62,13 @@ impl Exchange {
 
     /// The same, logged when it ends, unless it is the kubelet's probe: those would fill the log.
     pub(crate) fn logged(mut self, headers: &HeaderMap, with_call_id: bool) -> Self {
-        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let is_probe = text(header::USER_AGENT.as_str()).is_some_and(|agent| agent.starts_with("kube-probe"));
+        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        let is_probe = text(header::USER_AGENT).is_some_and(|agent| agent.starts_with("kube-probe"));
         self.log = match (is_probe, with_call_id) {
             (true, _) => Log::Off,
             (false, false) => Log::Plain,
             (false, true) => {
-                Log::CallId(text("x-call-id").filter(|id| !id.is_empty()).unwrap_or("none").to_string())
+                Log::CallId(text(CALL_ID).filter(|id| !id.is_empty()).unwrap_or("none").to_string())
             }
         };
         self

@@ -35,6 +35,7 @@ mod answer;
 pub mod batch;
 mod child;
 mod client;
+mod clock;
 mod config;
 mod connection;
 mod drain;

@@ -40,6 +40,7 @@ pub(crate) use relay::{Cut, Relay};
 pub(crate) use reply::Broken;
 
 const DURATION: HeaderName = HeaderName::from_static("x-duration-seconds");
+const TIMEOUT: HeaderName = HeaderName::from_static("x-timeout");
 
 /// Where the function listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -249,12 +250,12 @@ async fn within<T>(
 
 /// What the client asks for in `X-Timeout`, if that is a duration above zero.
 pub(crate) fn asked_limit(headers: &HeaderMap) -> Option<Duration> {
-    duration::parse(headers.get("x-timeout")?.to_str().ok()?)?.above_zero()
+    duration::parse(headers.get(TIMEOUT)?.to_str().ok()?)?.above_zero()
 }
 
 /// Whether the client asks for a limit of zero or less, which is none to of-watchdog.
 fn asks_for_none(headers: &HeaderMap) -> bool {
-    let asked = headers.get("x-timeout").and_then(|value| duration::parse(value.to_str().ok()?));
+    let asked = headers.get(TIMEOUT).and_then(|value| duration::parse(value.to_str().ok()?));
     asked.is_some_and(|asked| asked.above_zero().is_none())
 }
 

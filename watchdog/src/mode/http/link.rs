@@ -5,7 +5,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response};
@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::codec::{BadAnswer, Decoded, Decoder, Head, read_head};
 use super::outgoing::{BodyError, Outgoing};
 use super::sending::Sending;
+use crate::clock;
 use crate::workers::{self, MOST_WORKERS};
 
 /// Idle connections live as long as those of of-watchdog. Some servers serve one connection at a time, and some end
@@ -73,7 +74,8 @@ pub(crate) struct Link {
     answer: Decoder,
     /// Whether the connection ends with this answer.
     is_last: bool,
-    idle_since: Instant,
+    /// By the coarse clock.
+    idle_since: Duration,
 }
 
 impl Link {
@@ -88,7 +90,7 @@ impl Link {
             sending: Sending::nothing(),
             answer: Decoder::ENDED,
             is_last: false,
-            idle_since: Instant::now(),
+            idle_since: Duration::ZERO,
         }))
     }
 
@@ -244,7 +246,7 @@ impl Pool {
     pub(super) fn take(&self) -> Option<Box<Link>> {
         loop {
             let mut link = self.own().pop()?;
-            if link.idle_since.elapsed() < IDLE && !link.is_stale() {
+            if clock::coarse().saturating_sub(link.idle_since) < IDLE && !link.is_stale() {
                 return Some(link);
             }
         }
@@ -268,7 +270,7 @@ impl Pool {
     }
 
     fn keep(&self, mut link: Box<Link>) {
-        link.idle_since = Instant::now();
+        link.idle_since = clock::coarse();
         if link.room > LEAST_ROOM {
             // What a large answer needed.
             (link.received, link.room) = (BytesMut::new(), LEAST_ROOM);
@@ -291,7 +293,7 @@ impl Pool {
                 self.filled.notified().await;
             }
             tokio::time::sleep(IDLE / 2).await;
-            let now = Instant::now();
+            let now = clock::coarse();
             let old: Vec<_> = self.idle.iter().flat_map(|idle| old(&mut lock(idle), now)).collect();
             drop(old);
         }
@@ -309,7 +311,7 @@ fn lock(idle: &Mutex<Links>) -> MutexGuard<'_, Links> {
 }
 
 /// Takes out those that have been idle for [`IDLE`].
-fn old(idle: &mut Links, now: Instant) -> Links {
-    let young = idle.partition_point(|link| now.duration_since(link.idle_since) >= IDLE);
+fn old(idle: &mut Links, now: Duration) -> Links {
+    let young = idle.partition_point(|link| now.saturating_sub(link.idle_since) >= IDLE);
     idle.drain(..young).collect()
 }

@@ -12,7 +12,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Headers that belong to one connection, not to the message (RFC 9110, 7.6.1). `TE` and `Trailer` are passed on, as
-/// of-watchdog does, unless `Connection` lists them.
+/// of-watchdog does, unless `Connection` lists them. That one is the first.
 const OF_THE_CONNECTION: [HeaderName; 5] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -23,23 +23,27 @@ const OF_THE_CONNECTION: [HeaderName; 5] = [
 
 /// Removes the headers that belong to the connection they came on.
 pub fn strip_connection(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let listed: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| name.trim().parse().ok())
-            // Framing headers are ours to decide; a client can't have them dropped.
-            .filter(|name| *name != header::CONTENT_LENGTH && *name != header::HOST)
-            .collect();
-        for name in listed {
+    // Most messages have none or one, and to look all of them up takes longer than to look at all headers.
+    let found = OF_THE_CONNECTION.map(|name| headers.keys().any(|key| *key == name));
+    if found[0] {
+        for name in listed(headers) {
             headers.remove(name);
         }
     }
-    for name in &OF_THE_CONNECTION {
+    for name in OF_THE_CONNECTION.into_iter().zip(found).filter_map(|(name, found)| found.then_some(name)) {
         headers.remove(name);
     }
+}
+
+/// The headers that `Connection` lists.
+fn listed(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let names = values.flat_map(|value| value.split(',')).map(str::trim);
+    // What nearly all list, which is removed anyway and no header.
+    let names = names.filter(|name| !matches!(*name, "keep-alive" | "close"));
+    // Framing headers are ours to decide; a client can't have them dropped.
+    let is_ours = |name: &HeaderName| *name == header::CONTENT_LENGTH || *name == header::HOST;
+    names.filter_map(|name| name.parse().ok()).filter(|name| !is_ours(name)).collect()
 }
 
 /// Why a request's body did not reach the function.
