@@ -59,6 +59,9 @@ impl Multiplexed {
         stream.set_nodelay(true).map_err(Failure::Unreachable)?;
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+        // What the function still sends to requests whose clients are gone is refused one by one; a bound on that would
+        // end the others.
+        builder.max_local_error_reset_streams(None);
         let handshake = builder.handshake(TokioIo::new(WithoutEmpty::new(stream))).await;
         let (sender, connection) = handshake.map_err(Failure::from)?;
         tokio::spawn(connection);
