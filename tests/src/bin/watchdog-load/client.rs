@@ -6,9 +6,9 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
+use ::tests::wire::{self, Head, LAST_CHUNK, read_body, write_piece};
 use anyhow::{Context as _, Result, anyhow};
 use ring::digest::{Context, Digest, SHA256};
-use ::tests::wire::{self, Head, LAST_CHUNK, read_body, write_piece};
 
 use crate::body::{Body, Numbers};
 
