@@ -2,6 +2,20 @@
 //!
 //! Owns the estimate and how uncertain it is. It knows no queue: waiting is of [`crate::queueing`].
 
+pub mod completion;
+pub mod description;
+pub mod design;
+pub mod grid;
+mod kinship;
+mod latent;
+mod matrix;
+pub mod posterior;
+pub mod prior;
+pub mod rehearsal;
+mod roofline;
+mod trees;
+pub mod trial;
+
 use core::ops::RangeInclusive;
 
 use gpu_share::quota::completion_bound;

@@ -23,4 +23,10 @@ impl Invalid {
     pub fn in_field(self, field: &str) -> Self {
         Self { field: field.into(), ..self }
     }
+
+    /// The same complaint, with the place that the field is in before it.
+    #[must_use]
+    pub fn within(self, place: &str) -> Self {
+        Self { field: format!("{place}, {}", self.field), ..self }
+    }
 }
