@@ -19,7 +19,7 @@ HOOK_DIR = $(if $(TARGET),target/$(HOOK_TARGET)/release,$(PROFILE_DIR))
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo bench bench-plugin bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
-	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e test lint deny clean-state
+	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile test lint deny clean-state
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,10 @@ gpu-proof: ## audit the NVIDIA card of this machine, else a simulated one; repor
 
 figures: ## collect what demo and bench measured into docs/figures.md
 	$(CARGO) run --release --locked --quiet --package tests --bin figures
+
+figures-profile: ## how well latencies of unseen models are predicted, by cross-validation (DATA=FILE: other models)
+	$(CARGO) build --release --locked --package gpufn
+	$(PROFILE_DIR)/gpufn profile-figures $(if $(DATA),--data $(DATA))
 
 fuzz: ## feed each parser of outside input for FUZZ_SECONDS (20); needs the nightly toolchain, installs cargo-fuzz
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked --quiet cargo-fuzz --version 0.13.2

@@ -3,6 +3,7 @@
 //! Owns the estimate and how uncertain it is. It knows no queue: waiting is of [`crate::queueing`].
 
 pub mod completion;
+pub mod corrected;
 pub mod description;
 pub mod design;
 pub mod grid;
@@ -12,8 +13,11 @@ mod matrix;
 pub mod posterior;
 pub mod prior;
 pub mod rehearsal;
+pub mod sheet;
 mod roofline;
 mod trees;
+#[cfg(test)]
+mod unseen_tests;
 pub mod trial;
 
 use core::ops::RangeInclusive;

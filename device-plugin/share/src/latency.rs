@@ -88,6 +88,13 @@ impl Profiles {
         Ok(profiles)
     }
 
+    /// These profiles, and `others` over them.
+    #[must_use]
+    pub fn with(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
     /// The profile of `model`.
     pub fn get(&self, model: &str) -> Option<&Surface> {
         self.0.get(model)
@@ -129,6 +136,14 @@ mod tests {
         assert_eq!(surface.gpu_time(sm(5), 1), Nanos::from_millis(20));
         assert_eq!(surface.gpu_time(sm(90), 1), Nanos::from_millis(10));
         assert_eq!(surface.gpu_time(sm(20), 8), Nanos::from_millis(50));
+    }
+
+    #[test]
+    fn a_profile_stands_over_an_older_one_of_its_name() {
+        let parse = |text: &str| Profiles::parse(&format!("model,batch,sm,ms\n{text}\n")).unwrap();
+        let profiles = parse("a,1,10,5\nb,1,10,6").with(parse("a,1,10,7"));
+        let time = |model: &str| profiles.get(model).unwrap().gpu_time(sm(10), 1);
+        assert_eq!((time("a"), time("b")), (Nanos::from_millis(7), Nanos::from_millis(6)));
     }
 
     #[test]

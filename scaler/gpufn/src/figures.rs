@@ -15,6 +15,10 @@ pub enum Bar {
     AtLeast(f64),
     /// So much or less.
     AtMost(f64),
+    /// From so much to so much.
+    Within(f64, f64),
+    /// Anything: the figure is told, not judged.
+    Any,
 }
 
 impl Bar {
@@ -23,6 +27,8 @@ impl Bar {
         match self {
             Self::AtLeast(least) => value >= least,
             Self::AtMost(most) => value <= most,
+            Self::Within(least, most) => (least..=most).contains(&value),
+            Self::Any => value.is_finite(),
         }
     }
 }
@@ -32,6 +38,8 @@ impl fmt::Display for Bar {
         match self {
             Self::AtLeast(least) => write!(f, ">= {least}"),
             Self::AtMost(most) => write!(f, "<= {most}"),
+            Self::Within(least, most) => write!(f, "{least} to {most}"),
+            Self::Any => write!(f, "none"),
         }
     }
 }
@@ -184,6 +192,9 @@ mod tests {
         assert!(!Figure::new("a", 1.01, "%", Bar::AtMost(1.0), "").ok);
         assert!(!Figure::new("a", f64::NAN, "%", Bar::AtMost(1.0), "").ok);
         assert_eq!(Bar::AtMost(1.0).to_string(), "<= 1");
+        assert!(Figure::new("a", 90.0, "%", Bar::Within(87.0, 93.0), "").ok);
+        assert!(!Figure::new("a", 93.1, "%", Bar::Within(87.0, 93.0), "").ok);
+        assert!(!Figure::new("a", f64::NAN, "%", Bar::Any, "").ok);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | [`top`] | the live table |
 //! | [`load`] | open-loop load from a trace |
 //! | [`demo`] | one GPU for four functions, against a GPU for each; the report |
+//! | [`profile`] | how long a deployed function takes by SM share and quota; how well unseen models are predicted |
 //! | [`audit`] | which share programs get, against what they were set: the matrix, measured |
 //! | [`stack`] | reads a `stack.yaml` as faas-cli does |
 //! | [`figures`] | measured figures with their bars, as every measuring command writes them |
@@ -19,6 +20,7 @@ pub mod audit;
 pub mod demo;
 pub mod figures;
 pub mod load;
+pub mod profile;
 pub mod stack;
 pub mod top;
 pub mod up;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use gpufn::{audit, demo, load, top, up};
+use gpufn::{audit, demo, load, profile, top, up};
 
 /// Many functions on one GPU, each with its own slice, resized while they run.
 #[derive(Debug, Parser)]
@@ -23,6 +23,11 @@ enum Command {
     Load(load::Args),
     /// Show the whole: one GPU for four functions, against a GPU for each.
     Demo(demo::Args),
+    /// Measure how long a deployed function takes by SM share and quota, and write its profile.
+    Profile(profile::Args),
+    /// How well latencies of models are predicted that were not seen, on measured data.
+    #[command(hide = true)]
+    ProfileFigures(profile::accuracy::Args),
     /// Measure which share of the GPU programs get, against what was set.
     Audit(audit::Args),
     /// The program that is measured.
@@ -52,6 +57,8 @@ fn main() -> ExitCode {
         Command::Top(args) => top::run(args),
         Command::Load(args) => load::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Profile(args) => profile::run(args),
+        Command::ProfileFigures(args) => profile::accuracy::run(args),
         Command::Audit(args) => audit::run(args),
         Command::AuditProbe(args) => audit::probe::run(args),
         Command::Completion { shell } => {

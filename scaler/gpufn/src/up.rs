@@ -24,6 +24,7 @@ use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
 use gpu_share::names;
 use gpu_share::protocol::NodeStatus;
+use scaler::profile::sheet::Sheet;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -120,6 +121,9 @@ pub struct Args {
     /// Who decides: gpufn (share each GPU, resize) or kserve (a whole GPU per replica)
     #[arg(long, default_value = "gpufn", value_name = "NAME")]
     policy: String,
+    /// Profile as `gpufn profile` writes it, of a model that functions may name; can be given several times
+    #[arg(long, value_name = "FILE")]
+    profile: Vec<PathBuf>,
     /// Simulate GPUs
     #[arg(long, value_enum, default_value_t = Simulate::Auto)]
     simulate: Simulate,
@@ -183,7 +187,8 @@ struct Running {
 
 async fn up(args: &Args) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let policy = scaler::policy::by_name(&args.policy, Profiles::shipped())?;
+    let profiles = profiles(&args.profile)?;
+    let policy = scaler::policy::by_name(&args.policy, profiles.clone())?;
     let window = spec::duration(&args.window).filter(|w| (1..=1000).contains(&w.as_millis()));
     let window = window.ok_or_else(|| Invalid::new("--window", &args.window, "1ms to 1s"))?;
     let folder = Folder::create(&args.state)?;
@@ -204,6 +209,7 @@ async fn up(args: &Args) -> anyhow::Result<ExitCode> {
         node: started.node.clone(),
         runtime: Arc::new(Processes::new(watchdog, folder.clone(), pids.clone(), tasks.clone())),
         store: Store { folder: folder.clone() },
+        profiles,
         window: window.into(),
         hold: gateway::HOLD,
         tasks,
@@ -305,6 +311,16 @@ impl Running {
         let _ = stdout.write_all(lines.join("\n").as_bytes()).and_then(|()| stdout.flush());
         Ok(())
     }
+}
+
+/// The profiles that are shipped, and those of `files` over them.
+fn profiles(files: &[PathBuf]) -> anyhow::Result<Profiles> {
+    files.iter().try_fold(Profiles::shipped(), |known, file| {
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("failed to read {}", file.display()))?;
+        let sheet = Sheet::read(&text).map_err(|error| error.within(&file.display().to_string()))?;
+        Ok(known.with(sheet.profiles()?))
+    })
 }
 
 /// A new password for each run, for this user's eyes only.

@@ -15,6 +15,7 @@ use axum::{Json, Router};
 use futures_util::future::BoxFuture;
 use gpu_share::annotations::Wish;
 use gpu_share::binding::{BindingId, GpuId};
+use gpu_share::latency::Profiles;
 use gpu_share::ledger::{Gpu, Ledger, Sharing};
 use gpu_share::protocol::{
     Bind, BindingStatus, Bound, GpuStatus, Granted, Health, NodeStatus, Problem, SetGrant,
@@ -275,6 +276,7 @@ impl World {
             node: Node::new(socket),
             runtime: runtime.clone(),
             store: Store { folder },
+            profiles: Profiles::shipped(),
             window: Nanos::from_millis(10),
             hold: HOLD,
             tasks: TaskTracker::new(),

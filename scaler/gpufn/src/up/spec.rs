@@ -7,6 +7,7 @@ use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
 use gpu_share::names::annotation;
 use gpu_share::units::{Bytes, Nanos};
+use scaler::profile::sheet::check_reachable;
 
 use super::deployment::{FunctionDeployment, Map};
 use super::identity::{self, FunctionId};
@@ -80,6 +81,7 @@ impl Spec {
         let program = image::read(&deployment.image, &deployment.env_process)?;
         let (bounds, zero_after) = label_bounds(&deployment.labels)?;
         let mut wish = Wish::read(&deployment.annotations, around.gpu_memory, around.profiles)?;
+        wish.iter().try_for_each(|wish| check_objective(wish, around.profiles))?;
         let own = wish.as_ref().filter(|_| deployment.annotations.contains_key(annotation::REPLICAS));
         let mut replicas = own.map_or(bounds, |wish| wish.replicas);
         let fixed_port = fixed_port(&deployment, &program);
@@ -120,6 +122,13 @@ impl Spec {
         env.extend(self.deployment.env_vars.clone());
         env
     }
+}
+
+/// An objective that the profile says no share can keep is a mistake of whoever wrote it.
+fn check_objective(wish: &Wish, profiles: &Profiles) -> Result<(), Invalid> {
+    let profile = wish.model.as_ref().and_then(|model| profiles.get(model));
+    let Some((slo, profile)) = wish.slo.zip(profile) else { return Ok(()) };
+    check_reachable(annotation::SLO, &slo, profile)
 }
 
 fn check_names(deployment: &FunctionDeployment, around: &Surroundings<'_>) -> Result<(), Invalid> {
@@ -282,6 +291,21 @@ mod tests {
         }
         let long = format!(r#"{{"service":"a","image":"/bin/cat","labels":{{"k":"{}"}}}}"#, "x".repeat(64));
         assert!(check(&long).is_err());
+    }
+
+    #[test]
+    fn an_objective_below_the_fastest_configuration_is_refused() {
+        let with = |slo: &str| {
+            let annotations =
+                format!(r#"{{"gpufn.dev/sm":"10","gpufn.dev/model":"vgg16","gpufn.dev/slo":"{slo}"}}"#);
+            check(&format!(r#"{{"service":"a","image":"/bin/cat","annotations":{annotations}}}"#))
+        };
+        let error = with("p95<1ms").unwrap_err().to_string();
+        assert!(
+            error.contains("cannot be met: fastest is ") && error.ends_with(" ms on a whole GPU"),
+            "{error}"
+        );
+        assert!(with("p95<100ms").is_ok());
     }
 
     #[test]
