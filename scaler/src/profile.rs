@@ -1,6 +1,19 @@
 //! How long one request takes on a replica at a grant: from the model's profile, corrected by what production shows.
 //!
 //! Owns the estimate and how uncertain it is. It knows no queue: waiting is of [`crate::queueing`].
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`sheet`] | the profile of one function, measured by `gpufn profile`: points, checks, latency at any share |
+//! | [`grid`] | measurements of many models at batches, SM shares and quotas |
+//! | [`description`] | a model's operators |
+//! | [`prior`] | what measured models let expect of another one |
+//! | [`posterior`] | the surface of a model after some probes, with intervals |
+//! | [`corrected`] | the same, corrected by latencies of production |
+//! | [`design`] | which points to probe |
+//! | [`rehearsal`] | measured models, predicted as if they were unseen: for probes and intervals |
+//! | [`completion`] | points that a measured model lacks |
+//! | [`trial`] | how well all that predicts, by cross-validation |
 
 pub mod completion;
 pub mod corrected;
@@ -13,12 +26,12 @@ mod matrix;
 pub mod posterior;
 pub mod prior;
 pub mod rehearsal;
-pub mod sheet;
 mod roofline;
+pub mod sheet;
 mod trees;
+pub mod trial;
 #[cfg(test)]
 mod unseen_tests;
-pub mod trial;
 
 use core::ops::RangeInclusive;
 

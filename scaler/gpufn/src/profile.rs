@@ -1,13 +1,13 @@
 //! `gpufn profile`: how long a deployed function takes by SM share and quota.
 //!
 //! Owns the command line and the files. What to measure next and what follows from it is the scaler's
-//! ([`scaler::profile::sheet`]); a [`twin`] of the function is what is measured, so that the function itself goes on as
+//! ([`scaler::profile::sheet`]); a twin of the function is what is measured, so that the function itself goes on as
 //! it is.
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | [`twin`] | the function once more, at the share that is measured |
-//! | [`page`] | the surface as a page of HTML |
+//! | `twin` | the function once more, at the share that is measured |
+//! | `page` | the surface as a page of HTML |
 //! | [`accuracy`] | `gpufn profile-figures`: how well models are predicted that were not seen |
 
 use std::path::{Path, PathBuf};

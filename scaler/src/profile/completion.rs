@@ -1,6 +1,6 @@
 //! The cells that a model lacks, where most of its grid was measured.
 //!
-//! Pure. What lies beside the parts of the model (see [`super::latent`]) at a cell is like what lies beside them at the
+//! Pure. What lies beside the parts of the model (GPU time, gate, host) at a cell is like what lies beside them at the
 //! cells around it. How much like is learnt from the cells that were measured: some are hidden in turn, and the trees
 //! are fitted to what the others say of them.
 
