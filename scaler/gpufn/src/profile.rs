@@ -188,11 +188,11 @@ fn measured(sheet: &Sheet) -> String {
 
 /// Says by how much the profile misses points that it has not seen; whether that is little enough.
 fn say_check(sheet: &Sheet, checked: &[Sample]) -> bool {
-    let miss = |point: &Sample| {
+    let misses = checked.iter().map(|point| {
         let predicted = sheet.latency_ms(point.place).unwrap_or(f64::NAN);
         (point, 100.0 * (predicted / point.latency_ms - 1.0))
-    };
-    let misses: Vec<_> = checked.iter().map(miss).collect();
+    });
+    let misses: Vec<_> = misses.collect();
     for (point, percent) in &misses {
         println!(
             "check    {}: {} ms, the profile is off by {} %",
