@@ -173,8 +173,8 @@ impl Allocator {
             let found = match bindings(status).find(|binding| binding.id == id) {
                 Some(Binding { share, grant, .. }) => {
                     let (owner, share, quota) = (recorded.owner, *share, *grant);
-                    let owned = self.handle.reshape(id.clone(), Reshape { owner, share, quota }).await;
-                    owned.map(|bound| bound.binding)
+                    let reshaped = self.handle.reshape(id.clone(), Reshape { owner, share, quota }).await;
+                    reshaped.map(|bound| bound.binding)
                 }
                 None => self.handle.restore(recorded.clone()).await.map(|()| recorded),
             };
