@@ -40,9 +40,21 @@ pub(crate) fn real_or_null(index: usize) -> *mut c_void {
 #[cold]
 fn find_real(index: usize) -> *mut c_void {
     let found = driver::symbol(index >= CUDA, NAMES[index]);
-    let address = found.unwrap_or_else(|| absent(index));
+    let address = found.or_else(|| older_form(index)).unwrap_or_else(|| absent(index));
     REAL[index].store(address, Ordering::Release);
     address
+}
+
+/// The older form of a name, for one that a driver of CUDA 12 lacks. Programs take a name with `_v2` if there is one,
+/// and call it as they know it (numba up to 0.61): without the hook they would have found the older form. It does not
+/// look at the context that is the newer form's only further argument.
+fn older_form(index: usize) -> Option<*mut c_void> {
+    let older = match index {
+        index::cuCtxGetDevice_v2 => index::cuCtxGetDevice,
+        index::cuCtxSynchronize_v2 => index::cuCtxSynchronize,
+        _ => return None,
+    };
+    driver::symbol(false, NAMES[older])
 }
 
 /// What stands in for a name that the real library lacks, or for all of them where there is no library.

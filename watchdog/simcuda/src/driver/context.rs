@@ -247,10 +247,6 @@ driver! {
         device.set(driver()?.current()?.ordinal)
     }
 
-    fn [cuCtxGetDevice_v2] (device: Out<i32>, context: Handle) {
-        device.set(driver()?.context(context)?.ordinal)
-    }
-
     fn [cuCtxGetId] (context: Handle, id: Out<u64>) {
         id.set(driver()?.context(context)?.id.into())
     }
@@ -267,11 +263,6 @@ driver! {
     fn [cuCtxSynchronize] () {
         let driver = driver()?;
         synchronize(driver, &*driver.current()?)
-    }
-
-    fn [cuCtxSynchronize_v2] (context: Handle) {
-        let driver = driver()?;
-        synchronize(driver, &*driver.context(context)?)
     }
 
     fn [cuCtxGetLimit] (value: Out<usize>, limit: u32) {

@@ -134,6 +134,8 @@ pub(crate) fn resolve() -> String {
         same(("cuGetProcAddress", 12_000, 0), "cuGetProcAddress_v2", "v2"),
         same(("cuMemcpyHtoD", 12_000, 2), "cuMemcpyHtoD_v2_ptds", "twin"),
         same(("cuCtxSynchronize", 13_000, 0), "cuCtxSynchronize", "sync-v1"),
+        same(("cuProfilerStart", 12_000, 0), "cuProfilerStart", "profiler"),
+        same(("cuGLGetDevices", 12_000, 0), "cuGLGetDevices_v2", "graphics"),
         missing(("cuNoSuchName", 12_000), "unknown", 1),
         missing(("cuLaunchKernelEx", 11_000), "too-old", 2),
         if denied { "no-table" } else { "wrong" },
