@@ -390,13 +390,11 @@ impl Running {
         if let Err(error) = written {
             panic!("{call}: {error}; it printed:\n{}", process::tail(&self.log));
         }
-        match tokio::time::timeout(PATIENCE, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => panic!("{call}: it ended, and printed:\n{}", process::tail(&self.log)),
-            Err(_elapsed) => {
-                panic!("{call}: no answer within {PATIENCE:?}; it printed:\n{}", process::tail(&self.log))
-            }
-        }
+        let said = || process::tail(&self.log);
+        let answer = tokio::time::timeout(PATIENCE, answer).await;
+        let answer = answer
+            .unwrap_or_else(|_| panic!("{call}: no answer within {PATIENCE:?}; it printed:\n{}", said()));
+        answer.unwrap_or_else(|_| panic!("{call}: it ended, and printed:\n{}", said()))
     }
 }
 

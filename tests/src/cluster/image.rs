@@ -185,8 +185,8 @@ mod tests {
         assert_eq!(files["usr/bin/program"], (0o750, b"#!".to_vec()));
         assert_eq!(
             files.keys().map(String::as_str).collect::<Vec<_>>(),
-            ["tmp/", "usr/", "usr/bin/", "usr/bin/program"]
+            ["tmp", "usr", "usr/bin", "usr/bin/program"]
         );
-        assert_eq!(files["tmp/"].0, 0o1777);
+        assert_eq!(files["tmp"].0, 0o1777);
     }
 }
