@@ -19,7 +19,7 @@ HOOK_DIR = $(if $(TARGET),target/$(HOOK_TARGET)/release,$(PROFILE_DIR))
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo bench bench-plugin bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
-	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile test lint deny clean-state
+	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile test-kubelet test lint deny clean-state
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +103,10 @@ soak-watchdog: ## REQUESTS (5e7) through fwatchdog, less where each has a proces
 test-clients: ## real CUDA programs under a share of a simulated GPU; installs them once in target/clients
 	$(CARGO) build --locked --workspace
 	target/debug/clients
+
+test-kubelet: ## the device plugin beside the kubelet's own device manager, which Go builds once; needs Go
+	$(CARGO) build --locked --workspace
+	$(CARGO) test --locked --package tests --test device_manager --test kubelet -- --include-ignored
 
 cluster-build: ## build the real Kubernetes for tests, once, from Go modules; kept in ~/.cache/gpufn-cluster
 	$(CARGO) build --locked --package tests --bin cluster

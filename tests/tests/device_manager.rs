@@ -31,6 +31,7 @@ async fn allocatable(manager: &DeviceManager, expected: &str) {
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn a_pod_gets_the_devices_that_the_plugin_prefers() {
     let mut manager = DeviceManager::builder().start().await;
     let plugin = plugin(&manager);
@@ -50,6 +51,7 @@ async fn a_pod_gets_the_devices_that_the_plugin_prefers() {
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn a_pod_that_asks_for_more_than_is_free_is_refused_until_another_ends() {
     let mut manager = DeviceManager::builder().start().await;
     let _plugin = plugin(&manager);
@@ -68,6 +70,7 @@ async fn a_pod_that_asks_for_more_than_is_free_is_refused_until_another_ends() {
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn a_sick_device_leaves_the_allocatable_ones_and_shows_in_the_pods_status() {
     let mut manager = DeviceManager::builder().start().await;
     let mut plugin = plugin(&manager);
@@ -88,6 +91,7 @@ async fn a_sick_device_leaves_the_allocatable_ones_and_shows_in_the_pods_status(
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn a_kubelet_that_was_killed_knows_its_pods_and_the_plugin_finds_it_again() {
     let mut manager = DeviceManager::builder().start().await;
     let plugin = plugin(&manager);
@@ -104,6 +108,7 @@ async fn a_kubelet_that_was_killed_knows_its_pods_and_the_plugin_finds_it_again(
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn a_node_that_was_restarted_refuses_pods_until_the_plugin_is_back() {
     let mut manager = DeviceManager::builder().start().await;
     let mut plugin = plugin(&manager);
@@ -119,6 +124,7 @@ async fn a_node_that_was_restarted_refuses_pods_until_the_plugin_is_back() {
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn an_unknown_pod_is_an_error_and_not_a_crash() {
     let manager = DeviceManager::builder().start().await;
     let stranger = Pod::new("stranger").container("main", &[]);

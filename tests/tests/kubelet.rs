@@ -44,6 +44,7 @@ fn percent(percent: u8) -> Quota {
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn containers_get_their_units_on_one_gpu_and_are_known_when_they_start() {
     let (mut manager, plugin) = beside(Plugin::builder().gpus(2)).await;
     until_allocatable(&manager, 40).await;
@@ -62,6 +63,7 @@ async fn containers_get_their_units_on_one_gpu_and_are_known_when_they_start() {
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn a_kubelet_that_is_killed_finds_the_plugin_and_its_pods_again() {
     let (mut manager, plugin) = beside(Plugin::builder()).await;
     until_allocatable(&manager, 20).await;
@@ -79,6 +81,7 @@ async fn a_kubelet_that_is_killed_finds_the_plugin_and_its_pods_again() {
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn a_plugin_that_is_killed_is_back_with_the_same_units() {
     let (mut manager, mut plugin) = beside(Plugin::builder()).await;
     until_allocatable(&manager, 20).await;
@@ -96,6 +99,7 @@ async fn a_plugin_that_is_killed_is_back_with_the_same_units() {
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn a_newer_plugin_takes_over_without_a_unit_lost() {
     let (mut manager, mut plugin) = beside(Plugin::builder()).await;
     until_allocatable(&manager, 20).await;
@@ -109,6 +113,7 @@ async fn a_newer_plugin_takes_over_without_a_unit_lost() {
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn init_containers_share_the_binding_and_other_containers_have_their_own() {
     let (mut manager, plugin) = beside(Plugin::builder()).await;
     until_allocatable(&manager, 20).await;
@@ -129,6 +134,7 @@ async fn init_containers_share_the_binding_and_other_containers_have_their_own()
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn a_grant_above_the_floor_takes_units_from_the_node_and_a_floor_takes_it_back() {
     let (mut manager, plugin) = beside(Plugin::builder()).await;
     until_allocatable(&manager, 20).await;
@@ -143,6 +149,7 @@ async fn a_grant_above_the_floor_takes_units_from_the_node_and_a_floor_takes_it_
 }
 
 #[tokio::test]
+#[ignore = "needs Go, which builds the device manager once: make test-kubelet"]
 async fn units_of_a_pod_that_ended_go_to_the_next_one() {
     let (mut manager, plugin) = beside(Plugin::builder().with(&["--grace", "300ms"])).await;
     until_allocatable(&manager, 20).await;

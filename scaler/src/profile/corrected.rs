@@ -33,7 +33,9 @@ impl<'a> Corrected<'a> {
     /// What `prior` lets expect of a model, corrected by `probes`.
     pub fn new(prior: &'a Prior, model: &'a Description, probes: &[Point]) -> Self {
         let mut corrected = Self { prior, model, seen: BTreeMap::new() };
-        probes.iter().for_each(|&probe| corrected.take_in(probe));
+        for &probe in probes {
+            corrected.take_in(probe);
+        }
         corrected
     }
 

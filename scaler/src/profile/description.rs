@@ -65,7 +65,7 @@ impl Description {
         self.work.map(|part| part / work / 0.6)
     }
 
-    /// The architecture that its family is a variant of: ResNeXt and wide ResNet are ResNets, families that differ
+    /// The architecture that its family is a variant of: `ResNeXt` and wide `ResNet` are `ResNets`, families that differ
     /// after `_` are variants.
     pub(super) fn kin(&self) -> &str {
         match self.family.split('_').next().unwrap_or_default() {
@@ -146,7 +146,8 @@ mod tests {
         );
         let models = read(&text).unwrap();
         let model = &models["m"];
-        assert_eq!(model.work, [3.0, 0.0, 0.0, 0.0, 1.0]);
+        let expected = [3.0, 0.0, 0.0, 0.0, 1.0];
+        assert!(model.work.iter().zip(expected).all(|(work, expected)| (work - expected).abs() < 1e-12));
         assert!((model.operators - 7.0).abs() < 1e-12);
         assert!((model.traffic - 6.0).abs() < 1e-12);
         assert!((model.weights - 5.0).abs() < 1e-12);

@@ -1,6 +1,6 @@
 //! The points at which models are measured and predicted, and the file that measurements are read from.
 //!
-//! Pure. The grid is that of the published measurements of RaPP (HAS-GPU, arXiv 2505.01968): batch, SM share, quota.
+//! Pure. The grid is that of the published measurements of `RaPP` (HAS-GPU, arXiv 2505.01968): batch, SM share, quota.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

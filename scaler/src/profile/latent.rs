@@ -212,7 +212,9 @@ impl Parts {
         loop {
             let off: Vec<_> = middle.iter().zip(&self.0).map(|(middle, part)| middle - part).collect();
             let (mut system, mut gradient) = (prior.clone(), prior.times(&off));
-            points.iter().for_each(|point| self.add(point, &mut system, &mut gradient));
+            for point in points {
+                self.add(point, &mut system, &mut gradient);
+            }
             let factor = Cholesky::new(system);
             let step = factor.solve(&gradient);
             let longest = step.iter().fold(0.0_f64, |longest, part| longest.max(part.abs()));

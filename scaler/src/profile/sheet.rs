@@ -9,6 +9,7 @@
 //! `e` is measured by the node's own account of GPU time; the two other terms follow from the latencies of all points.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use gpu_share::annotations::Slo;
 use gpu_share::invalid::Invalid;
@@ -259,7 +260,7 @@ impl Sheet {
             let sms: BTreeSet<_> = steps.chain(row.keys().copied()).collect();
             for sm in sms {
                 let ms = between(&row, sm).map_or(0.0, |between| between.0);
-                text += &format!("{},{batch},{sm},{ms}\n", self.model);
+                let _ = writeln!(text, "{},{batch},{sm},{ms}", self.model);
             }
         }
         Profiles::parse(&text)

@@ -51,14 +51,16 @@ fn an_unseen_model_is_predicted_from_others_and_better_after_probes_and_producti
     let cells = [(1, 100, 10), (1, 100, 50), (1, 100, 100), (8, 20, 100), (4, 10, 100), (8, 100, 100)];
     let cells = cells.map(|(batch, sm, quota)| Cell::at(batch, sm, quota).unwrap());
     let probes = cells.map(|cell| Point::new(cell, truth(5, cell)).unwrap());
-    let probed = prior.predict(unseen, &probes);
-    assert!(mean_error(&probed, 5) < 0.06, "{}", mean_error(&probed, 5));
-    assert!(mean_error(&probed, 5) < mean_error(&described, 5));
+    let informed = prior.predict(unseen, &probes);
+    assert!(mean_error(&informed, 5) < 0.06, "{}", mean_error(&informed, 5));
+    assert!(mean_error(&informed, 5) < mean_error(&described, 5));
     let at = Cell::at(2, 50, 70).unwrap();
-    assert!(probed.deviation(at) < described.deviation(at));
-    let (low, high) = probed.interval_ms(at, 1.0);
+    assert!(informed.deviation(at) < described.deviation(at));
+    let (low, high) = informed.interval_ms(at, 1.0);
     assert!(
-        low < high && probed.latency_ms(2.0, 50.0, 70.0) < high && probed.latency_ms(2.0, 50.0, 70.0) > low
+        low < high
+            && informed.latency_ms(2.0, 50.0, 70.0) < high
+            && informed.latency_ms(2.0, 50.0, 70.0) > low
     );
     // The host got twice as slow: production says so at some cells, and the others follow.
     let mut corrected = Corrected::new(&prior, unseen, &probes);
@@ -66,7 +68,7 @@ fn an_unseen_model_is_predicted_from_others_and_better_after_probes_and_producti
         corrected.observe(cell, 2.0 * truth(5, cell)).unwrap();
     }
     let slower = corrected.surface();
-    let ratio = slower.ln_ms(at) - probed.ln_ms(at);
+    let ratio = slower.ln_ms(at) - informed.ln_ms(at);
     assert!((ratio.exp() - 2.0).abs() < 0.3, "{}", ratio.exp());
     assert!(corrected.observe(at, -1.0).is_err());
 }

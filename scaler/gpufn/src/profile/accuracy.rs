@@ -29,7 +29,7 @@ use crate::figures::{Bar, Figure, Figures, Machine, number, short, table};
 const FOLDS: usize = 5;
 /// Part of the cells of each model that are hidden for the figure on configurations.
 const HIDDEN: f64 = 0.1;
-/// Models that RaPP was most likely tested on as unseen: the two of its data that its published split does not list,
+/// Models that `RaPP` was most likely tested on as unseen: the two of its data that its published split does not list,
 /// with their siblings in training.
 const SIBLINGS: [&str; 2] = ["efficientnet_b6", "efficientnet_b7"];
 /// Probes of the figures, and the SM shares that they may be at.
@@ -241,7 +241,7 @@ impl Found {
         for outcome in self.unseen.iter().filter_map(|ways| ways.get(way)) {
             models.entry(&outcome.model).or_default().push(outcome.held);
         }
-        100.0 * models.values().map(|held| mean(held)).fold(1.0, f64::min)
+        100.0 * models.values().map(mean).fold(1.0, f64::min)
     }
 
     /// Each model, once for each cut.

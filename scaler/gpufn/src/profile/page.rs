@@ -45,11 +45,12 @@ struct Frame {
     high: f64,
 }
 
-impl Frame {
-    fn x(&self, sm: u8) -> f64 {
-        ROOM.0 + f64::from(sm).ln() / 100_f64.ln() * (SIZE.0 - 2.0 * ROOM.0)
-    }
+/// Where an SM share is.
+fn x(sm: u8) -> f64 {
+    ROOM.0 + f64::from(sm).ln() / 100_f64.ln() * (SIZE.0 - 2.0 * ROOM.0)
+}
 
+impl Frame {
     fn y(&self, ms: f64) -> f64 {
         let part = (ms / self.low).ln() / (self.high / self.low).ln();
         SIZE.1 - ROOM.1 - part.clamp(0.0, 1.0) * (SIZE.1 - 2.0 * ROOM.1)
@@ -77,7 +78,7 @@ fn chart(sheet: &Sheet, batch: u32) -> String {
         draw_curve(&mut svg, &frame, *quota, curve);
     }
     for dot in dots {
-        let (x, y) = (frame.x(dot.place.sm), frame.y(dot.latency_ms));
+        let (x, y) = (x(dot.place.sm), frame.y(dot.latency_ms));
         let text = escape(&format!("{}: {} ms", dot.place, short(dot.latency_ms)));
         // A String takes whatever is written to it.
         let _ = write!(
@@ -91,7 +92,7 @@ fn chart(sheet: &Sheet, batch: u32) -> String {
 fn draw_axes(svg: &mut String, frame: &Frame) {
     let (right, bottom) = (SIZE.0 - ROOM.0, SIZE.1 - ROOM.1);
     for sm in [1, 2, 5, 10, 20, 50, 100] {
-        let x = frame.x(sm);
+        let x = x(sm);
         let _ = write!(svg, "<text class=\"mid\" x=\"{x:.1}\" y=\"{:.1}\">{sm} %</text>", bottom + 20.0);
     }
     let steps = [1.0, 2.0, 5.0].into_iter();
@@ -112,11 +113,11 @@ fn draw_curve(svg: &mut String, frame: &Frame, quota: u8, curve: &[(u8, f64)]) {
     let Some(&(last, ms)) = curve.last() else { return };
     let steps = curve.iter().enumerate().map(|(index, &(sm, ms))| {
         let letter = if index == 0 { 'M' } else { 'L' };
-        format!("{letter}{:.1} {:.1}", frame.x(sm), frame.y(ms))
+        format!("{letter}{:.1} {:.1}", x(sm), frame.y(ms))
     });
     let path = steps.collect::<String>();
     let _ = write!(svg, "<path class=\"curve\" d=\"{path}\"><title>quota {quota} %</title></path>");
-    let (x, y) = (frame.x(last) + 6.0, frame.y(ms) + 3.5);
+    let (x, y) = (x(last) + 6.0, frame.y(ms) + 3.5);
     let _ = write!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\">{quota} %</text>");
 }
 

@@ -18,7 +18,7 @@ use crate::load::function_url;
 use crate::view::{FunctionSummary, Overview, ReplicaSummary};
 
 /// Longest wait for a replica, for an answer, and for the node's account of GPU time to come to rest.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_mins(1);
 const ANSWER: Duration = Duration::from_secs(30);
 const REST: Duration = Duration::from_secs(5);
 /// How often is looked, and how far apart two looks are that must say the same: the account is taken five times a second.
@@ -77,7 +77,9 @@ impl Twin {
         let Some(members) = deployment.as_object_mut() else {
             bail!("{base} does not answer as OpenFaaS does")
         };
-        STATUS.iter().for_each(|status| drop(members.remove(*status)));
+        for status in STATUS {
+            members.remove(status);
+        }
         members.insert("service".into(), json!(name));
         let model = annotations.get(annotation::MODEL).map_or(function, String::as_str).to_string();
         let mut twin = Self {
