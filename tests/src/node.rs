@@ -195,9 +195,7 @@ impl Node {
 
     /// Has the simulated GPUs do what `order` says (`simcuda`'s faults).
     pub fn order(&self, order: &serde_json::Value) {
-        let answer = ask::<serde_json::Value>(&self.path("simgpu.sock"), order);
-        let answer = answer.unwrap_or_else(|error| panic!("{order}: {error:#}"));
-        assert_eq!(answer, serde_json::json!({"done": true}), "{order}");
+        self::order(&self.path("simgpu.sock"), order);
     }
 
     /// Processor time up to now, with agent, simulated GPU and `clients` as the test's own.
@@ -243,6 +241,13 @@ impl Node {
         let number = self.logs.fetch_add(1, Ordering::Relaxed);
         Process::spawn(command, &self.path(&format!("{}-{number}.log", bound.binding.owner.instance)))
     }
+}
+
+/// Has the simulated GPUs behind `socket` do what `order` says.
+pub(crate) fn order(socket: &Path, order: &serde_json::Value) {
+    let answer = ask::<serde_json::Value>(socket, order);
+    let answer = answer.unwrap_or_else(|error| panic!("{order}: {error:#}"));
+    assert_eq!(answer, serde_json::json!({"done": true}), "{order}");
 }
 
 /// Asks the simulated GPUs behind `socket`.

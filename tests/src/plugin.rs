@@ -8,7 +8,7 @@ use gpu_share::names::state;
 use tempfile::TempDir;
 
 use crate::control::Control;
-use crate::node::{library_folder, says_ready};
+use crate::node::{self, library_folder, says_ready};
 use crate::process::{self, Process};
 use crate::programs::{self, Turn};
 
@@ -133,6 +133,11 @@ impl Plugin {
     /// The simulated GPUs.
     pub fn gpu(&self) -> &Process {
         &self.gpu
+    }
+
+    /// Has the simulated GPUs do what `order` says (`simcuda`'s faults).
+    pub fn order(&self, order: &serde_json::Value) {
+        node::order(&self.path("simgpu.sock"), order);
     }
 
     /// A path in the plugin's folder.

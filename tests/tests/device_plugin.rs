@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use gpu_share::protocol::BindingStatus;
 use gpu_share::units::{Bytes, Quota};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::apiserver::ApiServer;
 use tests::kubelet::{Allocation, Kubelet};
 use tests::peer::Peer;
@@ -17,6 +17,8 @@ use tests::plugin::{Builder, Place, Plugin};
 use tests::wait::until;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time until a GPU that is sound again takes containers: its pause, three probes, and a busy machine.
+const RECOVERY: Duration = Duration::from_secs(40);
 
 /// A plugin that is registered with a kubelet.
 async fn registered(builder: Builder) -> (Kubelet, Plugin) {
@@ -191,6 +193,25 @@ async fn devices_of_two_gpus_come_to_one_gpu_and_what_that_takes_is_withdrawn() 
     let rest = kubelet.available();
     assert_eq!(gpus_of(&rest).len(), 1, "{rest:?}");
     kubelet.remove("b");
+}
+
+#[tokio::test]
+async fn a_lost_gpu_takes_no_new_containers_until_it_is_back_and_keeps_those_that_it_has() {
+    let (kubelet, plugin) = registered(Plugin::builder().gpus(2)).await;
+    let first = kubelet.admit("a", "main", 5).await.unwrap();
+    kubelet.start_container(&first).await.unwrap();
+    let before = only_binding(&plugin).await.binding;
+    let status = plugin.control().status().await.unwrap();
+    let lost = status.gpus.iter().position(|gpu| gpu.gpu.id == before.gpu).unwrap();
+
+    plugin.order(&json!({"request": "lose", "gpu": lost}));
+    kubelet.until_available(20).await;
+    assert_eq!(only_binding(&plugin).await.binding, before);
+    let second = kubelet.admit("b", "main", 5).await.unwrap();
+    assert!(gpus_of(&second.devices).is_disjoint(&gpus_of(&first.devices)));
+
+    plugin.order(&json!({"request": "return", "gpu": lost}));
+    until("all units to come back", RECOVERY, async || (kubelet.available().len() == 30).then_some(())).await;
 }
 
 #[tokio::test]

@@ -201,11 +201,8 @@ async fn keep_in_step(
 
 /// The GPUs that take no new containers.
 fn unhealthy(health: &BTreeMap<GpuId, Health>) -> Unhealthy {
-    let reason = |health: &Health| match health {
-        Health::Healthy | Health::Suspect { .. } => None,
-        Health::Unhealthy { why } | Health::Probing { why } => Some(why.clone()),
-    };
-    health.iter().filter_map(|(gpu, health)| Some((gpu.clone(), reason(health)?))).collect()
+    let broken = health.iter().filter(|(_, health)| !health.takes_bindings());
+    broken.map(|(gpu, health)| (gpu.clone(), health.why().unwrap_or_default().into())).collect()
 }
 
 async fn reconcile(allocator: Arc<Mutex<Allocator>>, pods: PodResources, period: Duration) {

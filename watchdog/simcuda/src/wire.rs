@@ -429,6 +429,25 @@ mod tests {
         }
 
         #[test]
+        fn a_reply_that_is_encoded_is_decoded_to_the_same(
+            (gpu, id, tag, at, values) in any::<(u8, u32, u64, u64, [u64; 2])>(),
+        ) {
+            let at = Nanos(at);
+            let replies = [
+                Reply::Done { token: tag, status: id, values },
+                Reply::Completed { tag, at },
+                Reply::HostDue { gpu, stream: id, tag },
+                Reply::Recorded { event: id, tag, at },
+            ];
+            for reply in replies {
+                let mut bytes = Vec::new();
+                reply.encode(&mut bytes);
+                let (frame, used) = split_frame(&bytes).unwrap().unwrap();
+                prop_assert_eq!((Reply::decode(frame).unwrap(), used), (reply, bytes.len()));
+            }
+        }
+
+        #[test]
         fn any_bytes_are_read_or_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = split_frame(&bytes);
             let _ = Request::decode(&bytes);
