@@ -13,7 +13,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use gpu_share::annotations::Wish;
 use gpu_share::invalid::Invalid;
 use gpu_share::names::annotation;
@@ -58,7 +58,7 @@ pub struct Args {
     /// Measure every SM share at every quota.
     #[arg(long, conflicts_with = "probes")]
     grid: bool,
-    /// SM shares that may be measured, percent.
+    /// SM shares that may be measured, percent; those that find room beside what is deployed are.
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=100), default_values_t = SMS)]
     sm: Vec<u8>,
     /// Quotas of --grid and --check, percent.
@@ -90,13 +90,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Measures what is not on the sheet yet, and points to check it by.
 async fn profile(args: &Args, out: &Path) -> anyhow::Result<(Sheet, Twin, Vec<Sample>)> {
     let twin = Twin::of(&args.gateway, password(args)?, &args.function).await?;
+    let sms = within_room(args, &twin)?;
     let interrupt = Interrupt::on_signal()?;
     let mut sheet = resume(out, &twin)?;
-    let progress = bar(wanted_points(args));
+    let progress = bar(wanted_points(args, &sms));
     progress.set_position(sheet.points.len() as u64);
     let mut checked = Vec::new();
     let measured = async {
-        while let Some(place) = next(args, &sheet, twin.sm) {
+        while let Some(place) = next(args, &sms, &sheet, twin.sm) {
             progress.set_message(place.to_string());
             sheet.points.push(twin.sample(place, args.requests).await?);
             // Kept after every point: what is interrupted goes on from here.
@@ -125,18 +126,39 @@ async fn profile(args: &Args, out: &Path) -> anyhow::Result<(Sheet, Twin, Vec<Sa
     Ok((sheet, twin, checked))
 }
 
-fn wanted_points(args: &Args) -> usize {
-    if args.grid { args.sm.len() * args.quota.len() } else { args.probes as usize }
+/// The SM shares that a twin finds room for beside what is deployed; says which are left out.
+fn within_room(args: &Args, twin: &Twin) -> anyhow::Result<Vec<u8>> {
+    let (sms, left_out): (Vec<_>, Vec<_>) = args.sm.iter().copied().partition(|&sm| sm <= twin.room);
+    ensure!(
+        twin.sm <= twin.room,
+        "function {} has an SM share of {} %, and what is deployed leaves room for one of {} %",
+        args.function,
+        twin.sm,
+        twin.room
+    );
+    if !left_out.is_empty() {
+        let left_out: Vec<_> = left_out.iter().map(ToString::to_string).collect();
+        println!(
+            "not measured: SM shares {}: what is deployed leaves room for {} %",
+            left_out.join(", "),
+            twin.room
+        );
+    }
+    Ok(sms)
+}
+
+fn wanted_points(args: &Args, sms: &[u8]) -> usize {
+    if args.grid { sms.len() * args.quota.len() } else { args.probes as usize }
 }
 
 /// Where to measure next.
-fn next(args: &Args, sheet: &Sheet, own: u8) -> Option<Place> {
+fn next(args: &Args, sms: &[u8], sheet: &Sheet, own: u8) -> Option<Place> {
     if args.grid {
         let mut places =
-            args.sm.iter().flat_map(|&sm| args.quota.iter().map(move |&quota| Place { batch: 1, sm, quota }));
+            sms.iter().flat_map(|&sm| args.quota.iter().map(move |&quota| Place { batch: 1, sm, quota }));
         return places.find(|place| sheet.points.iter().all(|point| point.place != *place));
     }
-    sheet.next(1, own, &args.sm).filter(|_| sheet.points.len() < args.probes as usize)
+    sheet.next(1, own, sms).filter(|_| sheet.points.len() < args.probes as usize)
 }
 
 fn password(args: &Args) -> anyhow::Result<Option<String>> {

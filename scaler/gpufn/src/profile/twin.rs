@@ -15,7 +15,7 @@ use scaler::profile::sheet::{Place, Sample};
 use serde_json::{Value, json};
 
 use crate::load::function_url;
-use crate::view::{FunctionSummary, Overview, ReplicaSummary};
+use crate::view::{FunctionSummary, GpuView, Overview, ReplicaSummary};
 
 /// Longest wait for a replica, for an answer, and for the node's account of GPU time to come to rest.
 const READY: Duration = Duration::from_mins(1);
@@ -42,6 +42,8 @@ pub(super) struct Twin {
     pub annotations: BTreeMap<String, String>,
     /// SM share of the function, percent.
     pub sm: u8,
+    /// The largest SM share that a twin finds room for beside what is deployed, percent.
+    pub room: u8,
     /// Name that a profile of it has.
     pub model: String,
     /// The GPU, in words.
@@ -89,12 +91,14 @@ impl Twin {
             deployment,
             annotations,
             sm,
+            room: 0,
             model,
             gpu: String::new(),
             window_ms: gpu_share::quota::WINDOW.millis_f64(),
         };
-        let gpus = twin.overview().await?.gpus;
-        twin.gpu = gpus.into_iter().next().map(|gpu| gpu.name).unwrap_or_default();
+        let overview = twin.overview().await?;
+        twin.room = room(&overview, &twin.name);
+        twin.gpu = overview.gpus.into_iter().next().map(|gpu| gpu.name).unwrap_or_default();
         Ok(twin)
     }
 
@@ -228,6 +232,22 @@ fn annotations(own: &BTreeMap<String, String>, place: Place) -> BTreeMap<String,
     annotations
 }
 
+/// The widest row that a GPU has room for: all of its SMs but the rows of replicas that are none of `twin`'s, each as wide as
+/// its widest. A twin has all of its row's time, so it shares none.
+fn room(overview: &Overview, twin: &str) -> u8 {
+    let others = overview.functions.iter().filter(|function| function.name != twin);
+    let replicas: Vec<_> = others.flat_map(|function| &function.replicas).collect();
+    let free = |gpu: &GpuView| {
+        let mut rows = BTreeMap::<u32, u8>::new();
+        for replica in replicas.iter().filter(|replica| replica.gpu.as_ref() == Some(&gpu.uuid)) {
+            let width = rows.entry(replica.row.unwrap_or_default()).or_default();
+            *width = replica.sm_percent.max(*width);
+        }
+        rows.values().fold(100_u8, |free, width| free.saturating_sub(*width))
+    };
+    overview.gpus.iter().map(free).max().unwrap_or(0)
+}
+
 /// The only replica, if it is ready and has the share of `place`.
 fn replica(function: &FunctionSummary, place: Place) -> Option<&ReplicaSummary> {
     let [replica] = &function.replicas[..] else { return None };
@@ -285,6 +305,36 @@ mod tests {
             assert!(replica(&function(&[other]), PLACE).is_none());
         }
         assert!(replica(&function(&[there.clone(), there]), PLACE).is_none());
+    }
+
+    #[test]
+    fn a_twin_has_room_where_no_other_row_is() {
+        let replica = |gpu: &str, row, sm_percent| ReplicaSummary {
+            gpu: Some(gpu.into()),
+            row: Some(row),
+            sm_percent,
+            ..ReplicaSummary::default()
+        };
+        let function = |name: &str, replicas: &[ReplicaSummary]| FunctionSummary {
+            name: name.into(),
+            replicas: replicas.to_vec(),
+            ..FunctionSummary::default()
+        };
+        let gpu = |uuid: &str| GpuView { uuid: uuid.into(), ..GpuView::default() };
+        let deployed = [
+            function("a", &[replica("one", 0, 10), replica("one", 0, 30), replica("two", 0, 60)]),
+            function("b", &[replica("one", 1, 15)]),
+            function("a-profile", &[replica("one", 2, 50)]),
+        ];
+        let overview = |gpus: &[&str]| Overview {
+            gpus: gpus.iter().map(|uuid| gpu(uuid)).collect(),
+            functions: deployed.to_vec(),
+            ..Overview::default()
+        };
+        assert_eq!(room(&overview(&["one"]), "a-profile"), 55);
+        assert_eq!(room(&overview(&["two", "one"]), "a-profile"), 55);
+        assert_eq!(room(&overview(&["two", "three"]), "a-profile"), 100);
+        assert_eq!(room(&overview(&[]), "a-profile"), 0);
     }
 
     #[test]
