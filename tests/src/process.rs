@@ -180,8 +180,12 @@ pub fn lives(pid: u32) -> bool {
 /// number it tells it from any other.
 pub fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Counted behind the name, which may hold anything.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    fields(&stat)?.nth(19)?.parse().ok()
+}
+
+/// Fields of a `/proc/<pid>/stat` from the third on: counted behind the name, which may hold anything.
+pub(crate) fn fields(stat: &str) -> Option<impl Iterator<Item = &str>> {
+    Some(stat.rsplit_once(')')?.1.split_whitespace())
 }
 
 fn number(pid: u32) -> Pid {

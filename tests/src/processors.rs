@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::process::fields;
+
 /// Processor time since the machine and some processes began, in clock ticks (proc(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
@@ -40,9 +42,9 @@ fn machine(stat: &str) -> Option<(u64, u64)> {
     Some((total - idle - iowait, total))
 }
 
-/// Ticks that a process used: fields 14 and 15, counted behind the name, which may hold anything.
+/// Ticks that a process used: fields 14 and 15.
 fn process(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut fields = fields(stat)?.skip(11);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
