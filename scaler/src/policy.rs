@@ -3,17 +3,31 @@
 //! Owns the vocabulary between whoever runs a policy and the policy itself. It carries nothing out: a decision names
 //! what is wanted, and the next view tells what came of it.
 
+use std::sync::Arc;
+
 use gpu_share::annotations::Wish;
 use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
 use gpu_share::share::Share;
-use gpu_share::units::{Bytes, Nanos, Quota};
+use gpu_share::units::{Bytes, Nanos, Quota, SmShare};
 
+pub use self::fast_gshare::FastGshare;
 pub use self::gpufn::{Gpufn, Tuning};
+pub use self::has_gpu::{Faults, HasGpu};
+pub use self::hpa::Hpa;
+pub use self::knative_kpa::KnativeKpa;
 pub use self::kserve::{Concurrency, Kserve};
+pub use self::oracle::{Future, Oracle};
+pub use self::themis::Themis;
 
+mod fast_gshare;
 mod gpufn;
+mod has_gpu;
+mod hpa;
+mod knative_kpa;
 mod kserve;
+mod oracle;
+mod themis;
 
 /// What is known of one function when a decision is asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +61,10 @@ pub struct ReplicaView {
     pub id: String,
     /// What it is doing.
     pub state: ReplicaState,
+    /// What it is bound with.
+    pub share: Share,
+    /// Position of its GPU among all.
+    pub gpu: u32,
     /// The quota that it has now.
     pub grant: Quota,
     /// The most that its node could grant it now.
@@ -103,6 +121,20 @@ pub enum Action {
         /// Within the bounds of its wish.
         replicas: u32,
     },
+    /// Start one more replica with a share of its own, at its floor: what policies say that keep their own books of GPUs.
+    Start {
+        /// Name of the function.
+        function: String,
+        /// What it is bound with.
+        share: Share,
+        /// Position of the GPU among all.
+        gpu: u32,
+    },
+    /// Drain this replica, and have one less: what the same policies say.
+    Stop {
+        /// Id of the replica.
+        replica: String,
+    },
 }
 
 /// Decides for all functions that it is shown.
@@ -113,19 +145,40 @@ pub trait Policy: Send {
     /// The share that each replica of a function is bound with.
     fn share(&self, wish: &Wish, gpu_memory: Bytes) -> Share;
 
+    /// Whether it keeps its own books of GPUs, and says by [`Action::Start`] and [`Action::Stop`] which replicas there are
+    /// and where; others say how many by [`Action::Scale`], and the ledger finds them a place.
+    fn places(&self) -> bool {
+        false
+    }
+
     /// What to change at `now`, given what was observed since the last call; no decision means no change.
     ///
     /// To be called every 100 to 250 ms with all functions: a function that is not shown is forgotten.
     fn decide(&mut self, now: Nanos, functions: &[FunctionView]) -> Vec<Decision>;
 }
 
-/// The policy called `name`: `gpufn` or `kserve`.
+/// What a policy believes of latencies: of a model's batch at an SM share and quota; `None` where it knows nothing.
+pub type LatencyOf = Arc<dyn Fn(&str, u32, SmShare, Quota) -> Option<Nanos> + Send + Sync>;
+
+/// Policies that [`by_name`] makes.
+const BY_NAME: [&str; 5] = ["gpufn", "kserve", "knative-kpa", "hpa", "themis"];
+
+/// The policy called `name`: `gpufn`, `kserve`, `knative-kpa`, `hpa` or `themis`. Those that need more than profiles are made
+/// by who compares them.
 pub fn by_name(name: &str, profiles: Profiles) -> Result<Box<dyn Policy>, Invalid> {
     match name {
         "gpufn" => Ok(Box::new(Gpufn::new(profiles, Tuning::default()))),
         "kserve" => Ok(Box::new(Kserve::default())),
-        _ => Err(Invalid::new("policy", name, "gpufn or kserve")),
+        "knative-kpa" => Ok(Box::new(KnativeKpa::default())),
+        "hpa" => Ok(Box::new(Hpa::default())),
+        "themis" => Ok(Box::new(Themis::new(profiles))),
+        _ => Err(Invalid::new("policy", name, format!("one of {}", BY_NAME.join(", ")))),
     }
+}
+
+/// The share of replicas that are never resized: the SM share that was asked for, all of its time.
+fn fixed_slice(wish: &Wish) -> Share {
+    Share { floor: wish.share.ceiling, ..wish.share }
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ pub struct Concurrency {
     pub max_scale_down: f64,
     /// Fewer replicas are wanted only when they suffice for so long: 0 s.
     pub scale_down_delay: Nanos,
+    /// Whether the last replica goes too, where a function allows it: not with GPUs under `KServe`.
+    pub to_zero: bool,
 }
 
 impl Default for Concurrency {
@@ -43,6 +45,7 @@ impl Default for Concurrency {
             max_scale_up: 1000.0,
             max_scale_down: 2.0,
             scale_down_delay: Nanos::ZERO,
+            to_zero: false,
         }
     }
 }
@@ -103,7 +106,7 @@ impl Function {
         let (stable, panic) = (self.mean(now, settings.stable_window), self.mean(now, settings.panic_window));
         let wanted = self.wanted(now, ready, (stable, panic), settings);
         // The fewest that a GPU service of KServe has is one, and what is starting is not given up.
-        let least = view.wish.replicas.min.max(1);
+        let least = view.wish.replicas.min.max(u32::from(!settings.to_zero));
         let replicas = self.delayed(now, wanted, settings).clamp(least, view.wish.replicas.max.max(least));
         let mode = if self.panic.is_some() { "panic" } else { "stable" };
         let reason = format!("{}: concurrency {stable:.1} over 60 s, {panic:.1} over 6 s, {mode}", view.name);

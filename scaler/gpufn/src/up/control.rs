@@ -179,6 +179,8 @@ fn replica_view(
     Some(ReplicaView {
         id: replica.instance.to_string(),
         state,
+        share: lease.binding.share,
+        gpu: status.gpus.iter().find(|gpu| gpu.gpu.id == lease.binding.gpu).map_or(0, |gpu| gpu.gpu.index),
         grant: lease.binding.grant,
         room: room(status, &lease.binding),
         in_flight: replica.in_flight(),
@@ -222,6 +224,10 @@ async fn carry_out(
                 let max = function.spec().replicas.max;
                 platform.set_wanted(&function, replicas.min(max), &reason);
             }
+        }
+        // Policies that keep their own books of GPUs are for comparison: on this node the ledger does.
+        Action::Start { .. } | Action::Stop { .. } => {
+            tracing::warn!(?action, reason, "A decision that only the simulator carries out is left out.");
         }
     }
 }

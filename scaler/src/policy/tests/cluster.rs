@@ -214,6 +214,8 @@ impl Cluster {
             .map(|replica| ReplicaView {
                 id: replica.id.clone(),
                 state: replica.state,
+                share: self.wish.share,
+                gpu: 0,
                 grant: replica.server.quota(),
                 room,
                 in_flight: replica.queue.len() as u32,
@@ -259,6 +261,9 @@ impl Cluster {
                 }
             }
             Action::Scale { replicas, .. } => self.scale(*replicas),
+            Action::Start { .. } | Action::Stop { .. } => {
+                panic!("{action:?} of a policy that keeps no books")
+            }
         }
     }
 

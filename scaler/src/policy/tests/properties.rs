@@ -34,13 +34,15 @@ fn wish() -> impl Strategy<Value = Wish> {
     })
 }
 
-fn replica() -> impl Strategy<Value = ReplicaView> {
+fn replica(share: Share) -> impl Strategy<Value = ReplicaView> {
     let states =
         vec![ReplicaState::Starting, ReplicaState::Ready, ReplicaState::Parked, ReplicaState::Draining];
     (0u32..6, prop::sample::select(states), quota(), quota(), 0u32..50, any::<u64>(), any::<u64>()).prop_map(
-        |(id, state, grant, room, in_flight, age, used)| ReplicaView {
+        move |(id, state, grant, room, in_flight, age, used)| ReplicaView {
             id: format!("r{id}"),
             state,
+            share,
+            gpu: 0,
             grant,
             room,
             in_flight,
@@ -56,7 +58,7 @@ fn view(wish: Wish) -> impl Strategy<Value = FunctionView> {
         prop::collection::vec(prop_oneof![0u64..1_000_000_000, any::<u64>()].prop_map(Nanos), 0..20);
     let times =
         (prop_oneof![0u64..20_000_000, any::<u64>()], prop_oneof![0u64..60_000_000_000, any::<u64>()]);
-    (prop::collection::vec(replica(), 0..6), counts, latencies, times).prop_map(
+    (prop::collection::vec(replica(wish.share), 0..6), counts, latencies, times).prop_map(
         move |(replicas, (arrivals, held, in_flight), latencies, (window, cold_start))| FunctionView {
             name: "f".into(),
             wish: wish.clone(),
@@ -109,6 +111,7 @@ proptest! {
                     Action::Scale { replicas, .. } => {
                         prop_assert!((bounds.min..=bounds.max).contains(replicas), "{decision:?}");
                     }
+                    Action::Start { .. } | Action::Stop { .. } => prop_assert!(false, "{decision:?}"),
                 }
             }
         }
@@ -116,7 +119,7 @@ proptest! {
 
     #[test]
     fn the_same_views_lead_to_the_same_decisions(course in course()) {
-        for name in ["gpufn", "kserve"] {
+        for name in ["gpufn", "kserve", "knative-kpa", "hpa", "themis"] {
             prop_assert_eq!(decisions(name, &course), decisions(name, &course));
         }
     }
@@ -125,5 +128,5 @@ proptest! {
 #[test]
 fn an_unknown_policy_is_refused_with_those_that_exist() {
     let error = by_name("magic", Profiles::default()).err().unwrap().to_string();
-    assert_eq!(error, "policy is \"magic\", allowed is gpufn or kserve");
+    assert_eq!(error, "policy is \"magic\", allowed is one of gpufn, kserve, knative-kpa, hpa, themis");
 }
