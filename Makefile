@@ -19,7 +19,7 @@ HOOK_DIR = $(if $(TARGET),target/$(HOOK_TARGET)/release,$(PROFILE_DIR))
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo bench bench-plugin bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
-	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile test-kubelet test lint deny clean-state
+	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile figures-policies figures-sim-validation bench-sim test-kubelet test lint deny clean-state
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,18 @@ figures: ## collect what demo and bench measured into docs/figures.md
 figures-profile: ## how well latencies of unseen models are predicted, by cross-validation (DATA=FILE: other models)
 	$(CARGO) build --release --locked --package gpufn
 	$(PROFILE_DIR)/gpufn profile-figures $(if $(DATA),--data $(DATA))
+
+figures-policies: ## all policies on all traces, simulated; over an hour, minutes with QUICK=1 (DATA=FILE: a scenario)
+	$(CARGO) build --release --locked --package gpufn
+	$(PROFILE_DIR)/gpufn sim figures policies $(if $(QUICK),--quick) $(if $(DATA),--data $(DATA))
+
+figures-sim-validation: ## the simulator against published runs and curves (DATA=FILE: other runs)
+	$(CARGO) build --release --locked --package gpufn
+	$(PROFILE_DIR)/gpufn sim figures validation $(if $(DATA),--data $(DATA))
+
+bench-sim: ## how fast the simulator is, how long decisions take (QUICK=1: shorter)
+	$(CARGO) build --release --locked --package gpufn
+	$(PROFILE_DIR)/gpufn sim figures bench $(if $(QUICK),--quick)
 
 fuzz: ## feed each parser of outside input for FUZZ_SECONDS (20); needs the nightly toolchain, installs cargo-fuzz
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked --quiet cargo-fuzz --version 0.13.2

@@ -19,7 +19,7 @@ mod page;
 mod report;
 mod run;
 mod scenario;
-mod series;
+pub(crate) mod series;
 mod story;
 
 /// GPUs of the run with whole GPUs: two for each function.

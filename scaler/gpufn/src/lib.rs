@@ -10,6 +10,7 @@
 //! | [`load`] | open-loop load from a trace |
 //! | [`demo`] | one GPU for four functions, against a GPU for each; the report |
 //! | [`profile`] | how long a deployed function takes by SM share and quota; how well unseen models are predicted |
+//! | [`sim`] | a simulated cluster under the policies: run, compare, sweep; its figures |
 //! | [`audit`] | which share programs get, against what they were set: the matrix, measured |
 //! | [`stack`] | reads a `stack.yaml` as faas-cli does |
 //! | [`figures`] | measured figures with their bars, as every measuring command writes them |
@@ -21,6 +22,7 @@ pub mod demo;
 pub mod figures;
 pub mod load;
 pub mod profile;
+pub mod sim;
 pub mod stack;
 pub mod top;
 pub mod up;

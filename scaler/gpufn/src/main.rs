@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use gpufn::{audit, demo, load, profile, top, up};
+use gpufn::{audit, demo, load, profile, sim, top, up};
 
 /// Many functions on one GPU, each with its own slice, resized while they run.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ enum Command {
     /// How well latencies of models are predicted that were not seen, on measured data.
     #[command(hide = true)]
     ProfileFigures(profile::accuracy::Args),
+    /// Simulate a cluster under a policy, or under several.
+    Sim(sim::Args),
     /// Measure which share of the GPU programs get, against what was set.
     Audit(audit::Args),
     /// The program that is measured.
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Profile(args) => profile::run(args),
         Command::ProfileFigures(args) => profile::accuracy::run(args),
+        Command::Sim(args) => sim::run(args),
         Command::Audit(args) => audit::run(args),
         Command::AuditProbe(args) => audit::probe::run(args),
         Command::Completion { shell } => {

@@ -8,7 +8,7 @@ use super::series::Series;
 
 /// How a line is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
+pub(crate) enum Mark {
     /// Straight from point to point.
     Line,
     /// Holds each value until the next point.
@@ -19,7 +19,7 @@ pub(super) enum Mark {
 
 /// One line of a chart.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Line<'a> {
+pub(crate) struct Line<'a> {
     /// What it shows, for the text under the pointer.
     pub name: &'a str,
     /// CSS class that gives its colour.
@@ -32,7 +32,7 @@ pub(super) struct Line<'a> {
 
 /// How values become heights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scale {
+pub(crate) enum Scale {
     /// From zero, evenly.
     Linear,
     /// From zero, evenly, in whole numbers.
@@ -43,7 +43,7 @@ pub(super) enum Scale {
 
 /// A chart over time.
 #[derive(Clone, Debug)]
-pub(super) struct Chart<'a> {
+pub(crate) struct Chart<'a> {
     /// What it shows, for those who can't see it.
     pub title: String,
     /// Unit of the values, for the text under the pointer.
@@ -95,7 +95,7 @@ impl Frame {
 
 impl Chart<'_> {
     /// The drawing.
-    pub(super) fn svg(&self) -> String {
+    pub(crate) fn svg(&self) -> String {
         let frame = self.frame();
         let (width, height) = self.size;
         let mut svg = format!(

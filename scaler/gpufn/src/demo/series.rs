@@ -20,7 +20,7 @@ pub(super) struct Look {
 
 /// Values over time, by rising time.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Series(pub Vec<(f64, f64)>);
+pub(crate) struct Series(pub Vec<(f64, f64)>);
 
 impl Serialize for Series {
     /// As `[[seconds, value or null], …]`, to three decimals.
