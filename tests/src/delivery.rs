@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::node::{Node, Stats};
+use crate::node::Stats;
 use crate::process::Process;
 use crate::processors::Sample;
 use crate::wait::until;
@@ -25,6 +25,15 @@ const WAKES: f64 = 1_200.0;
 const PROMPT: Duration = Duration::from_micros(25);
 /// How often too little is watched before it counts.
 const STRETCHES: usize = 3;
+
+/// Where clients are watched.
+pub trait Stand {
+    /// What its simulated GPUs saw so far.
+    fn stats(&self) -> Stats;
+
+    /// Processor time up to now, with what belongs to the stand, and `clients`, as the test's own.
+    fn processors(&self, clients: &[u32]) -> Sample;
+}
 
 /// The processes of a container and what they together must get of the time, percent.
 #[derive(Clone, Debug)]
@@ -62,17 +71,16 @@ pub struct Stretch {
 
 impl Stretch {
     /// Watches for `span`.
-    pub async fn watch(node: &Node, own: &[u32], span: Duration) -> Self {
-        Self::during(node, own, tokio::time::sleep(span)).await
+    pub async fn watch(stand: &impl Stand, own: &[u32], span: Duration) -> Self {
+        Self::during(stand, own, tokio::time::sleep(span)).await
     }
 
     /// Watches while `action` lasts.
-    pub async fn during(node: &Node, own: &[u32], action: impl Future<Output = ()>) -> Self {
-        let processors = || node.processors(own.iter().copied());
+    pub async fn during(stand: &impl Stand, own: &[u32], action: impl Future<Output = ()>) -> Self {
         let wakes = Wakes::watch();
-        let (start, before): (_, Sample) = (node.stats(), processors());
+        let (start, before) = (stand.stats(), stand.processors(own));
         action.await;
-        let (end, others) = (node.stats(), processors().others_since(&before));
+        let (end, others) = (stand.stats(), stand.processors(own).others_since(&before));
         Self { start, end, others, wake: wakes.mean() }
     }
 
@@ -125,11 +133,11 @@ impl Stretch {
 }
 
 /// Waits until queues and debts of the start of `pids` are settled.
-pub async fn settle(node: &Node, pids: &[u32]) {
+pub async fn settle(stand: &impl Stand, pids: &[u32]) {
     tokio::time::sleep(SETTLE).await;
-    let start = node.stats();
+    let start = stand.stats();
     until("all to run", REPAID, async || {
-        let now = node.stats();
+        let now = stand.stats();
         pids.iter().all(|&pid| now.busy_ns(pid) >= start.busy_ns(pid) + RUN).then_some(())
     })
     .await;
@@ -137,16 +145,16 @@ pub async fn settle(node: &Node, pids: &[u32]) {
 
 /// Lets things settle, watches for `span`, and checks that all get what they must. Who gets too little is watched again, as a
 /// neighbour on this machine's host takes time that nothing here shows; nobody ever may get too much.
-pub async fn get_their_time(what: &str, node: &Node, span: Duration, claims: &[Claim]) {
+pub async fn get_their_time(what: &str, stand: &impl Stand, span: Duration, claims: &[Claim]) {
     let own: Vec<_> = claims.iter().flat_map(|claim| claim.pids.iter().copied()).collect();
-    settle(node, &own).await;
+    settle(stand, &own).await;
     for _ in 1..STRETCHES {
-        let stretch = Stretch::watch(node, &own, span).await;
+        let stretch = Stretch::watch(stand, &own, span).await;
         if !stretch.falls_short(claims) {
             return stretch.check(what, claims);
         }
         println!("{what}: too little, watched again: {:.2?} %", stretch.got(claims));
         stretch.check_ceilings(what, claims);
     }
-    Stretch::watch(node, &own, span).await.check(what, claims);
+    Stretch::watch(stand, &own, span).await.check(what, claims);
 }

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
 use crate::control::Control;
+use crate::delivery::Stand;
 use crate::process::{self, Process};
 use crate::processors::Sample;
 use crate::programs::{self, Turn};
@@ -189,18 +190,12 @@ impl Node {
 
     /// What the simulated GPU saw so far.
     pub fn stats(&self) -> Stats {
-        let read = Stats::read(&self.path("simgpu.sock"));
-        read.unwrap_or_else(|error| panic!("{error:#}; the agent printed:\n{}", self.agent.tail()))
+        Stand::stats(self)
     }
 
     /// Has the simulated GPUs do what `order` says (`simcuda`'s faults).
     pub fn order(&self, order: &serde_json::Value) {
         self::order(&self.path("simgpu.sock"), order);
-    }
-
-    /// Processor time up to now, with agent, simulated GPU and `clients` as the test's own.
-    pub fn processors(&self, clients: impl Iterator<Item = u32>) -> Sample {
-        Sample::take([&self.agent, &self.gpu].map(Process::pid).into_iter().chain(clients))
     }
 
     /// Binds a share, quotas in percent.
@@ -240,6 +235,17 @@ impl Node {
     fn spawn(&self, bound: &Bound, command: &mut Command) -> Process {
         let number = self.logs.fetch_add(1, Ordering::Relaxed);
         Process::spawn(command, &self.path(&format!("{}-{number}.log", bound.binding.owner.instance)))
+    }
+}
+
+impl Stand for Node {
+    fn stats(&self) -> Stats {
+        let read = Stats::read(&self.path("simgpu.sock"));
+        read.unwrap_or_else(|error| panic!("{error:#}; the agent printed:\n{}", self.agent.tail()))
+    }
+
+    fn processors(&self, clients: &[u32]) -> Sample {
+        Sample::take([&self.agent, &self.gpu].map(Process::pid).into_iter().chain(clients.iter().copied()))
     }
 }
 
