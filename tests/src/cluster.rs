@@ -18,11 +18,13 @@
 //! kills all that is inside.
 //!
 //! Tests run on the node, so that its API server, its pods and its folders are where they would be on a real one; there
-//! they use [`tenant`].
+//! they use [`tenant`], and [`gpu_node`] where pods want GPUs.
 
+pub mod account;
 pub mod certificates;
 pub mod components;
 pub mod control;
+pub mod gpu_node;
 pub mod host;
 pub mod image;
 pub mod init;

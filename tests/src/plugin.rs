@@ -1,5 +1,7 @@
 //! `gpufn-node serve` with simulated GPUs, beside a kubelet and an API server of the tests.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -8,7 +10,7 @@ use gpu_share::names::state;
 use tempfile::TempDir;
 
 use crate::control::Control;
-use crate::node::{self, library_folder, says_ready};
+use crate::node::{self, Stats, library_folder, says_ready};
 use crate::process::{self, Process};
 use crate::programs::{self, Turn};
 
@@ -22,8 +24,13 @@ pub struct Builder {
     mode: String,
     arguments: Vec<String>,
     kubeconfig: Option<PathBuf>,
+    node: String,
     /// Folder of plugins and pod-resources socket, if they are not in the plugin's place.
     kubelet: Option<(PathBuf, PathBuf)>,
+    /// Folder of CDI files, if it is not in the plugin's place.
+    cdi: Option<PathBuf>,
+    /// Where containers find the driver, if something else than the agent brings it.
+    toolkit: Option<PathBuf>,
 }
 
 impl Builder {
@@ -62,20 +69,43 @@ impl Builder {
         self
     }
 
+    /// By this name the node is known to the API server; without it, it is `node-1`.
+    #[must_use]
+    pub fn node(mut self, name: &str) -> Self {
+        self.node = name.into();
+        self
+    }
+
+    /// With the folder of CDI files that a container runtime reads.
+    #[must_use]
+    pub fn cdi(mut self, folder: PathBuf) -> Self {
+        self.cdi = Some(folder);
+        self
+    }
+
+    /// As in production: the agent finds the management library by its name, and containers get the driver in `folder`, from
+    /// whoever makes CDI devices of `kind` for the GPUs themselves.
+    #[must_use]
+    pub fn toolkit(mut self, kind: &str, folder: &Path) -> Self {
+        self.toolkit = Some(folder.into());
+        self.with(&["--gpu-kind", kind])
+    }
+
     /// Takes the machine's turn, and starts GPUs and agent in `place`, whose kubelet need not run.
     pub async fn start(self, place: Place) -> Plugin {
         let turn = Turn::take();
         let at = |name: &str| place.path(name);
-        library_folder(&at("hook"), "libcuda_hook.so", "libgpufn_nvml.so");
+        let hook = at("hook");
+        library_folder(&hook, "libcuda_hook.so", "libgpufn_nvml.so");
         library_folder(&at("sim"), "libsimcuda.so", "libsimcuda.so");
         let mut command = Command::new(programs::built("simgpu"));
         command.arg("--socket").arg(at("simgpu.sock")).args(["--mode", &self.mode]);
         command.args(["--gpus", &self.gpus.to_string()]);
         let mut gpu = Process::spawn(&mut command, &at("simgpu.log"));
         says_ready(&mut gpu, "listening on").await;
-        let mut agent = spawn(&place, &self, 0);
+        let mut agent = spawn(&place, &self, &hook, 0);
         says_ready(&mut agent, "listening on").await;
-        Plugin { agent, gpu, options: self, started: 1, place, _turn: turn }
+        Plugin { agent, gpu, options: self, hook, started: 1, place, _turn: turn }
     }
 }
 
@@ -96,6 +126,12 @@ impl Place {
         Self(folder.expect("/dev/shm is a folder in memory"))
     }
 
+    /// A folder that containers of a cluster's node can be given: it is the node's alone, and ends with it.
+    pub fn on_node() -> Self {
+        let folder = tempfile::Builder::new().prefix("gpufn-").tempdir_in("/run");
+        Self(folder.expect("a node's /run can be written to"))
+    }
+
     /// A path in it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
@@ -109,6 +145,8 @@ pub struct Plugin {
     agent: Process,
     gpu: Process,
     options: Builder,
+    /// Folder of the hook library that the next agent brings.
+    hook: PathBuf,
     started: usize,
     place: Place,
     _turn: Turn,
@@ -117,7 +155,16 @@ pub struct Plugin {
 impl Plugin {
     /// A plugin with one GPU that containers use beside each other.
     pub fn builder() -> Builder {
-        Builder { gpus: 1, mode: "mps".into(), arguments: Vec::new(), kubeconfig: None, kubelet: None }
+        Builder {
+            gpus: 1,
+            mode: "mps".into(),
+            arguments: Vec::new(),
+            kubeconfig: None,
+            node: "node-1".into(),
+            kubelet: None,
+            cdi: None,
+            toolkit: None,
+        }
     }
 
     /// The agent.
@@ -140,6 +187,12 @@ impl Plugin {
         node::order(&self.path("simgpu.sock"), order);
     }
 
+    /// What the simulated GPUs saw so far.
+    pub fn stats(&self) -> Stats {
+        let read = Stats::read(&self.path("simgpu.sock"));
+        read.unwrap_or_else(|error| panic!("{error:#}; the agent printed:\n{}", self.agent.tail()))
+    }
+
     /// A path in the plugin's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.place.path(name)
@@ -159,6 +212,11 @@ impl Plugin {
     /// Starts an agent where there is none.
     pub async fn restart(&mut self) {
         self.agent = self.spawn_another();
+        self.ready().await;
+    }
+
+    /// Waits until the agent serves containers.
+    pub async fn ready(&mut self) {
         says_ready(&mut self.agent, "listening on").await;
     }
 
@@ -168,30 +226,48 @@ impl Plugin {
         std::mem::replace(&mut self.agent, newer)
     }
 
+    /// The next agent brings another build of the hook library.
+    pub fn renew_hook(&mut self) {
+        self.hook = self.place.path(&format!("hook-{}", self.started));
+        library_folder(&self.hook, "libcuda_hook.so", "libgpufn_nvml.so");
+        let library = OpenOptions::new().append(true).open(self.hook.join("libcuda.so.1"));
+        // What comes after an ELF file's sections is not looked at.
+        let written = library.and_then(|mut library| library.write_all(b"another build"));
+        written.unwrap_or_else(|error| panic!("{}: {error}", self.hook.display()));
+    }
+
     fn spawn_another(&mut self) -> Process {
         self.started += 1;
-        spawn(&self.place, &self.options, self.started)
+        spawn(&self.place, &self.options, &self.hook, self.started)
     }
 }
 
-fn spawn(place: &Place, options: &Builder, number: usize) -> Process {
+fn spawn(place: &Place, options: &Builder, hook: &Path, number: usize) -> Process {
     let at = |name: &str| place.path(name);
     let (sim, socket) = (at("sim"), at("simgpu.sock"));
     let mut command = Command::new(programs::built("gpufn-node"));
     command.arg("serve").arg("--state").arg(at("node"));
-    command.arg("--nvml").arg(sim.join("libnvidia-ml.so.1"));
-    command.arg("--driver").arg(sim.join("libcuda.so.1"));
-    command.arg("--hook").arg(at("hook")).args(["--sharing", &options.mode, "--metrics", "127.0.0.1:0"]);
+    match &options.toolkit {
+        Some(folder) => {
+            command.arg("--driver").arg(folder.join("libcuda.so.1")).env("LD_LIBRARY_PATH", &sim);
+        }
+        None => {
+            command.arg("--driver").arg(sim.join("libcuda.so.1"));
+            command.arg("--nvml").arg(sim.join("libnvidia-ml.so.1"));
+        }
+    }
+    command.arg("--hook").arg(hook).args(["--sharing", &options.mode, "--metrics", "127.0.0.1:0"]);
     command.arg("--env").arg(format!("SIMCUDA_SOCKET={}", socket.display()));
     let (plugins, pod_resources) = options
         .kubelet
         .clone()
         .unwrap_or_else(|| (at("device-plugins"), at("pod-resources").join("kubelet.sock")));
     command.arg("--plugins").arg(plugins).arg("--pod-resources").arg(pod_resources);
-    command.arg("--cdi").arg(at("cdi")).arg("--install").arg(at("opt"));
+    command.arg("--cdi").arg(options.cdi.clone().unwrap_or_else(|| at("cdi")));
+    command.arg("--install").arg(at("opt"));
     command.env("SIMCUDA_SOCKET", &socket).env_remove("KUBECONFIG").env_remove("NODE_NAME");
     if let Some(kubeconfig) = &options.kubeconfig {
-        command.env("KUBECONFIG", kubeconfig).args(["--node-name", "node-1"]);
+        command.env("KUBECONFIG", kubeconfig).args(["--node-name", &options.node]);
     }
     command.args(&options.arguments);
     Process::spawn(&mut command, &at(&format!("node-{number}.log")))

@@ -65,7 +65,11 @@ pub fn write(folder: &Path) -> Result<()> {
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let (certificate, key) = sign(folder, identity.file, &params, &issuer)?;
-        let config = kubeconfig(identity.user, &authority, &certificate, &key);
+        let credentials = json!({
+            "client-certificate-data": STANDARD.encode(&certificate),
+            "client-key-data": STANDARD.encode(&key),
+        });
+        let config = kubeconfig(identity.user, &authority, &credentials);
         fs::write(kubeconfig_path(folder, identity.file), config.to_string())?;
     }
 
@@ -76,6 +80,13 @@ pub fn write(folder: &Path) -> Result<()> {
 /// The kubeconfig of a client in the folder.
 pub fn kubeconfig_path(folder: &Path, client: &str) -> PathBuf {
     folder.join(client).with_extension("kubeconfig")
+}
+
+/// Kubeconfig of somebody with a token, in a cluster whose certificates are in the folder.
+pub fn kubeconfig_with_token(folder: &Path, user: &str, token: &str) -> Result<Value> {
+    let path = folder.join("ca.crt");
+    let authority = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    Ok(kubeconfig(user, &authority, &json!({"token": token})))
 }
 
 fn sign(
@@ -96,7 +107,7 @@ fn save(folder: &Path, file: &str, certificate: &str, key: &KeyPair) -> Result<(
     fs::write(path.with_extension("key"), key.serialize_pem()).with_context(|| path.display().to_string())
 }
 
-fn kubeconfig(user: &str, authority: &str, certificate: &str, key: &str) -> Value {
+fn kubeconfig(user: &str, authority: &str, credentials: &Value) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Config",
@@ -104,10 +115,7 @@ fn kubeconfig(user: &str, authority: &str, certificate: &str, key: &str) -> Valu
             "server": format!("https://{API_ADDRESS}:{API_PORT}"),
             "certificate-authority-data": STANDARD.encode(authority),
         }}],
-        "users": [{"name": user, "user": {
-            "client-certificate-data": STANDARD.encode(certificate),
-            "client-key-data": STANDARD.encode(key),
-        }}],
+        "users": [{"name": user, "user": credentials}],
         "contexts": [{"name": "gpufn-test", "context": {"cluster": "gpufn-test", "user": user}}],
         "current-context": "gpufn-test",
     })

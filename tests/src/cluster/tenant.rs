@@ -21,6 +21,9 @@ use crate::wait::until;
 /// Longest time until a pod is what a test waits for.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// Lines of a pod's log that are shown when a test fails.
+const TAIL: i64 = 40;
+
 /// A namespace in the cluster. It is deleted with this.
 pub struct Tenant {
     name: String,
@@ -125,6 +128,12 @@ impl Tenant {
         logs.unwrap_or_else(|error| panic!("logs of {name}: {error}"))
     }
 
+    /// The pods of all namespaces.
+    pub async fn pods_of_all(&self) -> Vec<Pod> {
+        let pods = Api::<Pod>::all(self.client()).list(&ListParams::default()).await;
+        pods.unwrap_or_else(|error| panic!("all pods: {error}")).items
+    }
+
     /// What the cluster has to say of a pod.
     pub async fn events(&self, name: &str) -> Vec<String> {
         let of_pod = ListParams::default().fields(&format!("involvedObject.name={name}"));
@@ -142,8 +151,12 @@ impl Tenant {
 
     async fn describe(&self, name: &str) -> String {
         let status = serde_json::to_string_pretty(&self.pod(name).await.status).unwrap_or_default();
-        self.events(name).await.into_iter().fold(status, |mut text, event| {
-            let _ = write!(text, "\n{event}");
+        // A pod whose container never ran has none.
+        let logs =
+            self.pods().logs(name, &LogParams { tail_lines: Some(TAIL), ..LogParams::default() }).await;
+        let lines = self.events(name).await.into_iter().chain(logs.ok());
+        lines.fold(status, |mut text, line| {
+            let _ = write!(text, "\n{line}");
             text
         })
     }
