@@ -3,5 +3,19 @@
 // A test ends where something is wrong with it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "e2e/gpu_faults.rs"]
+mod gpu_faults;
+#[path = "e2e/gpus.rs"]
+mod gpus;
 #[path = "e2e/node.rs"]
 mod node;
+#[path = "e2e/vertical.rs"]
+mod vertical;
+
+use k8s_openapi::api::core::v1::Pod;
+
+/// Which container of a pod runs, and how often it was started again.
+fn container(pod: &Pod) -> (Option<String>, i32) {
+    let status = &pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0];
+    (status.container_id.clone(), status.restart_count)
+}

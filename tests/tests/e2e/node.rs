@@ -14,6 +14,8 @@ use tests::process::Process;
 use tests::programs;
 use tests::wait::until;
 
+use crate::container;
+
 const RESOURCE: &str = "example.com/device";
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -94,10 +96,6 @@ async fn containers_run_on_while_their_kubelet_is_killed_and_started_again() {
     load(&image);
     tenant.create(&function_pod("echo", &image)).await;
     let before = tenant.ready("echo").await;
-    let container = |pod: &Pod| {
-        let status = &pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0];
-        (status.container_id.clone(), status.restart_count)
-    };
 
     let outage = Outage::begin(Component::Kubelet).await;
     assert_eq!(call(&before, "alone").await, "POST /? 5 bytes: alone");

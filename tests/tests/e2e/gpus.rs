@@ -1,0 +1,121 @@
+//! Pods that ask for parts of a GPU: the hook by CDI, quotas beside neighbours, and what does not fit.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use gpu_share::units::{Quota, Units};
+use serde_json::json;
+use tests::cluster::gpu_node::{GpuNode, GpuPod};
+use tests::cluster::tenant::phase;
+use tests::delivery::{Claim, Stretch, get_their_time};
+use tests::plugin::Plugin;
+use tests::wait::until;
+
+const PATIENCE: Duration = Duration::from_mins(1);
+const SPAN: Duration = Duration::from_secs(8);
+/// How far from its quota a pod's part of the time may be, percentage points.
+const TOLERANCE: f64 = 1.5;
+/// Length of the audit client's kernels.
+const KERNEL: Duration = Duration::from_millis(1);
+
+#[tokio::test]
+#[ignore = "needs a cluster: make e2e"]
+async fn a_pod_that_asks_for_30_percent_of_a_gpu_gets_the_hook_by_cdi_and_its_quota() {
+    let node = GpuNode::start(Plugin::builder(), &[]).await;
+    node.until_allocatable(20).await;
+    let function = node.run(&GpuPod::audit("some").units(6).annotation("quota-limit", "30")).await;
+    let binding = &function.binding.binding;
+    let thirty = Quota::from_percent(30).unwrap();
+    assert_eq!((binding.share.floor, binding.share.ceiling, binding.grant), (thirty, thirty, thirty));
+    assert_eq!((&*binding.owner.instance, &*binding.owner.container), ("some", "main"));
+
+    assert_eq!(function.hook(), node.plugin.path("opt").join(env!("CARGO_PKG_VERSION")).join("lib"));
+    let log = node.tenant.logs("some").await;
+    assert!(!log.contains("gpufn hook:"), "the hook complains: {log}");
+
+    let claim = Claim { pids: vec![function.pid], at_least: 30.0 - TOLERANCE, at_most: 30.0 + TOLERANCE };
+    get_their_time("30 % in a pod", &node, SPAN, &[claim]).await;
+    let stretch = Stretch::watch(&node, &[function.pid], SPAN).await;
+    let (counted, told) = (stretch.percent(&[function.pid]), said(&node.tenant.logs("some").await));
+    println!("the GPU counts {counted:.2} %, the audit client in the pod {told:.2} %");
+    assert!((told - counted).abs() <= 1.0, "the GPU counts {counted:.2} %, the client {told:.2} %");
+}
+
+/// Part of the time that an audit client got in the last [`SPAN`] by its own count, percent: lines `done NANOSECONDS
+/// LAUNCHES`.
+#[allow(clippy::cast_precision_loss)] // Differences of seconds, in nanoseconds.
+fn said(log: &str) -> f64 {
+    let done = log.lines().filter_map(|line| line.strip_prefix("done ")?.split_once(' '));
+    let done: Vec<(u64, u64)> =
+        done.filter_map(|(time, launches)| Some((time.parse().ok()?, launches.parse().ok()?))).collect();
+    let &(end, last) = done.last().unwrap_or_else(|| panic!("it says nothing: {log}"));
+    let begin = end - u64::try_from(SPAN.as_nanos()).unwrap();
+    let &(start, first) = done.iter().find(|(time, _)| *time >= begin).unwrap();
+    100.0 * (last - first) as f64 * KERNEL.as_nanos() as f64 / (end - start) as f64
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: make e2e"]
+async fn eight_pods_share_one_gpu_each_with_its_quota() {
+    let node = GpuNode::start(Plugin::builder(), &[]).await;
+    node.until_allocatable(20).await;
+    let names: Vec<_> = (0..8).map(|number| format!("pod-{number}")).collect();
+    for name in &names {
+        node.tenant.create(&GpuPod::audit(name).units(2).annotation("quota-limit", "10").pod()).await;
+    }
+    let mut functions = Vec::new();
+    for name in &names {
+        functions.push(node.running(name).await);
+    }
+    let claims = functions.iter().map(|function| Claim {
+        pids: vec![function.pid],
+        at_least: 10.0 - TOLERANCE,
+        at_most: 10.0 + TOLERANCE,
+    });
+    get_their_time("eight pods of 10 %", &node, SPAN, &claims.collect::<Vec<_>>()).await;
+
+    let [gpu] = <[_; 1]>::try_from(node.plugin.control().status().await.unwrap().gpus).unwrap();
+    assert_eq!((gpu.bindings.len(), gpu.free_units), (8, Units(4)));
+    let devices = gpu.bindings.iter().flat_map(|one| one.binding.owner.devices.clone());
+    assert_eq!(devices.collect::<BTreeSet<_>>().len(), 16, "nobody has another's");
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: make e2e"]
+async fn what_does_not_fit_stays_pending_says_why_and_starts_when_there_is_room() {
+    let node = GpuNode::start(Plugin::builder().gpus(2).with(&["--grace", "1s"]), &[]).await;
+    node.until_allocatable(40).await;
+    for name in ["one", "other"] {
+        node.run(&GpuPod::inference(name).units(12)).await;
+    }
+    let label = "gpufn.dev/max-free-units";
+    until("the node's label", PATIENCE, async || {
+        (node.tenant.node().await.metadata.labels?.get(label)? == "8").then_some(())
+    })
+    .await;
+
+    // 16 units are free, but 8 on each GPU: whoever says how much it needs on one GPU is not sent here.
+    let room = json!({"key": label, "operator": "Gt", "values": ["11"]});
+    let needs = json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [room]}]}});
+    let split = GpuPod::inference("split").units(12).spec("affinity", json!({"nodeAffinity": needs}));
+    let large = GpuPod::inference("large").units(17);
+    for (pod, reason) in
+        [(&split, "didn't match Pod's node affinity"), (&large, "Insufficient gpufn.dev/gpu")]
+    {
+        let pod = pod.pod();
+        node.tenant.create(&pod).await;
+        let name = pod.metadata.name.as_deref().unwrap();
+        let event = until("the scheduler's word", PATIENCE, async || {
+            let events = node.tenant.events(name).await;
+            events.into_iter().find(|event| event.starts_with("FailedScheduling"))
+        })
+        .await;
+        assert!(event.contains(reason), "{event}");
+        assert_eq!(phase(&node.tenant.pod(name).await), "Pending");
+    }
+    for name in ["large", "one"] {
+        node.tenant.delete(name).await;
+    }
+    let started = node.running("split").await;
+    assert_eq!(started.binding.binding.share.floor, Quota::from_percent(60).unwrap());
+}
