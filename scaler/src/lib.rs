@@ -11,6 +11,7 @@
 //! | [`queueing`] | how long requests wait, in closed form |
 //! | [`profile`] | how long one request takes on a replica at a grant, corrected by what is observed |
 //! | [`plan`] | which grants and how many replicas keep the objective, and the cheapest of them |
+//! | [`cost`] | what a load costs here and on other platforms, from a price file |
 //! | [`policy`] | when to change what: the policies, by name |
 //!
 //! Start reading at [`policy`], then [`plan`].
@@ -21,6 +22,7 @@
     allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)
 )]
 
+pub mod cost;
 pub mod demand;
 pub mod plan;
 pub mod policy;
