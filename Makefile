@@ -19,7 +19,8 @@ HOOK_DIR = $(if $(TARGET),target/$(HOOK_TARGET)/release,$(PROFILE_DIR))
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo bench bench-plugin bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
-	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile figures-policies figures-sim-validation bench-sim test-kubelet test lint deny clean-state
+	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile figures-policies \
+	figures-sim-validation figures-planner bench-sim test-kubelet test lint deny clean-state
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +88,10 @@ figures-sim-validation: ## the simulator against published runs and curves (DATA
 bench-sim: ## how fast the simulator is, how long decisions take (QUICK=1: shorter)
 	$(CARGO) build --release --locked --package gpufn
 	$(PROFILE_DIR)/gpufn sim figures bench $(if $(QUICK),--quick)
+
+figures-planner: ## how well the cost model meets the bills of a published study, run by run (DATA=FILE: other runs)
+	$(CARGO) build --release --locked --package gpufn
+	$(PROFILE_DIR)/gpufn plan-figures $(if $(DATA),--data $(DATA))
 
 fuzz: ## feed each parser of outside input for FUZZ_SECONDS (20); needs the nightly toolchain, installs cargo-fuzz
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked --quiet cargo-fuzz --version 0.13.2

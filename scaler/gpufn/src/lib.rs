@@ -11,6 +11,7 @@
 //! | [`demo`] | one GPU for four functions, against a GPU for each; the report |
 //! | [`profile`] | how long a deployed function takes by SM share and quota; how well unseen models are predicted |
 //! | [`sim`] | a simulated cluster under the policies: run, compare, sweep; its figures |
+//! | [`plan`] | what a load costs on other platforms, from a price file; the cost model against a study's bills |
 //! | [`audit`] | which share programs get, against what they were set: the matrix, measured |
 //! | [`stack`] | reads a `stack.yaml` as faas-cli does |
 //! | [`figures`] | measured figures with their bars, as every measuring command writes them |
@@ -21,6 +22,7 @@ pub mod audit;
 pub mod demo;
 pub mod figures;
 pub mod load;
+pub mod plan;
 pub mod profile;
 pub mod sim;
 pub mod stack;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use gpufn::{audit, demo, load, profile, sim, top, up};
+use gpufn::{audit, demo, load, plan, profile, sim, top, up};
 
 /// Many functions on one GPU, each with its own slice, resized while they run.
 #[derive(Debug, Parser)]
@@ -30,6 +30,11 @@ enum Command {
     ProfileFigures(profile::accuracy::Args),
     /// Simulate a cluster under a policy, or under several.
     Sim(sim::Args),
+    /// What a load would cost on whole GPUs, shares, Kubernetes, OpenWhisk and Cloud Run, and how fast they would answer.
+    Plan(Box<plan::Args>),
+    /// The cost model against the bills of a published study.
+    #[command(hide = true)]
+    PlanFigures(plan::study::Args),
     /// Measure which share of the GPU programs get, against what was set.
     Audit(audit::Args),
     /// The program that is measured.
@@ -62,6 +67,8 @@ fn main() -> ExitCode {
         Command::Profile(args) => profile::run(args),
         Command::ProfileFigures(args) => profile::accuracy::run(args),
         Command::Sim(args) => sim::run(args),
+        Command::Plan(args) => plan::run(*args),
+        Command::PlanFigures(args) => plan::study::run(args),
         Command::Audit(args) => audit::run(args),
         Command::AuditProbe(args) => audit::probe::run(args),
         Command::Completion { shell } => {
