@@ -98,6 +98,8 @@ pub struct Operation {
     load: Load,
     servers: Vec<Servers>,
     services: Vec<Service>,
+    /// Part of the requests that find no replica, and the seconds of a start.
+    cold: (f64, f64),
 }
 
 impl Operation {
@@ -112,7 +114,8 @@ impl Operation {
 
     /// How long requests take, with arrivals that are as variable as `arrival_scv`.
     pub fn latency(&self, arrival_scv: f64) -> Latency {
-        Latency::of(&self.load, &self.servers, &self.services, arrival_scv)
+        let (part, seconds) = self.cold;
+        Latency::of(&self.load, &self.servers, &self.services, arrival_scv).cold(part, seconds)
     }
 }
 

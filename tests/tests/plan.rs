@@ -61,7 +61,7 @@ fn what_is_wrong_is_refused_with_64_and_one_line_that_names_it() {
         (&["--load", "t", "--traces", &gap, "--cpu", "1ms"], "start_s 5, where the step before ends"),
         (&["--load", "t", "--traces", &head, "--cpu", "1ms"], "head of the traces is \"time,rps\""),
         (&["--load", "t", "--traces", &silent, "--cpu", "1ms"], "requests of the load is \"0\""),
-        (&["--k6", &k6], "rate of http_reqs in k6's summary is \"-3.0\""),
+        (&["--k6", &k6], "rate of http_reqs in k6's summary is \"-3\""),
         (&["--minutes", &minutes, "--cpu", "1ms"], "head is \"function,m1,m3\""),
         (
             &["--rate", "5", "--cpu", "1ms", "--platform", "lambda"],

@@ -5,9 +5,9 @@ use super::prices::{Platform, Prices};
 use super::{Unfit, Workload};
 
 /// Rates that are looked at, requests a second.
-const RATES: (f64, f64) = (1e-3, 1e4);
+const RATES: (f64, f64) = (1e-5, 1e4);
 /// Rates of the grid, evenly apart in their logarithm, between which a change is looked for.
-const GRID: u32 = 280;
+const GRID: u32 = 360;
 /// Times that the place of a change is halved.
 const SEARCH: u32 = 60;
 

@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use gpu_share::invalid::Invalid;
 use serde::Deserialize;
 
+use super::load::Load;
+
 /// Bounds and delays of an autoscaler.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -39,6 +41,14 @@ impl Scaling {
             }
         }
         Ok(())
+    }
+
+    /// Part of the time in which there are any replicas: where requests come at random at a rate that never changes, each
+    /// of them keeps what there is for a start and a hold. A load that changes shows by itself when none is needed.
+    pub fn there(&self, load: &Load) -> f64 {
+        let kept = self.start_seconds + self.hold_seconds;
+        let rate = load.always().filter(|_| self.least == 0);
+        rate.map_or(1.0, |rate| -(-rate * kept).exp_m1())
     }
 
     /// What is paid for and what serves in each step of `step` seconds that needs `needed`.
@@ -115,6 +125,14 @@ mod tests {
         let needed = [0, 1, 0, 0];
         assert_eq!(scaling(0, 4, 1.0, 0.0).follow(&needed, 60.0).serving, [0, 0, 0, 0]);
         assert_eq!(scaling(0, 4, 0.0, 0.0).follow(&needed, 60.0).serving, needed);
+    }
+
+    #[test]
+    fn where_requests_are_rare_nothing_is_there_most_of_the_time_unless_it_must_be() {
+        let rare = Load::constant(1e-5).unwrap();
+        assert!((scaling(0, 4, 100.0, 900.0).there(&rare) - 0.00995).abs() < 1e-5);
+        assert!((scaling(1, 4, 100.0, 900.0).there(&rare) - 1.0).abs() < 1e-12);
+        assert!((scaling(0, 4, 100.0, 900.0).there(&Load::constant(1.0).unwrap()) - 1.0).abs() < 1e-12);
     }
 
     #[test]

@@ -54,7 +54,8 @@ impl Gpus {
         let load = work.load.refined(FINE);
         let fleet = self.scaling.follow(&whole.needed(&load, self.scaling.most), load.step());
         let nodes = fleet.paid.iter().map(|gpus| f64::from(gpus.div_ceil(self.gpus_per_node)));
-        let node_seconds = load.step() * nodes.sum::<f64>();
+        let there = self.scaling.there(&load);
+        let node_seconds = there * load.step() * nodes.sum::<f64>();
         Ok(Operation {
             bill: by_the_hour(&self.node_hour, self.cluster_hour.as_ref(), node_seconds, load.seconds()),
             runs: runs("GPUs", &fleet.paid),
@@ -64,6 +65,7 @@ impl Gpus {
             )],
             servers: one_each(&fleet.serving),
             services: vec![whole.service()],
+            cold: (1.0 - there, self.scaling.start_seconds),
             load,
         })
     }
@@ -138,8 +140,9 @@ impl Shares {
                 .map(|(&grant, &paid)| self.alone(share, grant, gpu_memory, paid))
                 .sum(),
         };
-        let gpu_seconds = gpus * load.step();
-        let mean = bound.iter().sum::<f64>() * load.step() / load.seconds();
+        let there = self.scaling.there(&load);
+        let gpu_seconds = there * gpus * load.step();
+        let mean = there * bound.iter().sum::<f64>() * load.step() / load.seconds();
         let quotas: Vec<_> = grants.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         let serving = grants.iter().zip(&fleet.serving);
         let servers = serving.map(|(grant, &count)| Servers {
@@ -152,6 +155,7 @@ impl Shares {
             assumptions: vec![self.assumption()],
             servers: servers.collect(),
             services: quotas.iter().map(|&quota| sizing.service(quota)).collect(),
+            cold: (1.0 - there, self.scaling.start_seconds),
             load,
         })
     }

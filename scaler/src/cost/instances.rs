@@ -154,6 +154,7 @@ impl Requests {
             bill: self.bill(load.requests(), billed),
             runs: runs("instances", &fleet.paid),
             assumptions: vec![format!("{}: {overlap}; waits for a core are not billed", self.name)],
+            cold: (1.0 - self.scaling.there(&load), self.scaling.start_seconds),
             load,
             servers,
             services,
@@ -238,7 +239,8 @@ impl Instances {
             let (servers, services) = self.size.serve(&fleet.serving, cpu, work.beside);
             (fleet, servers, services)
         };
-        let seconds = load.step() * fleet.paid.iter().map(|&count| f64::from(count)).sum::<f64>();
+        let there = self.scaling.there(&load);
+        let seconds = there * load.step() * fleet.paid.iter().map(|&count| f64::from(count)).sum::<f64>();
         Ok(Operation {
             bill: self.bill(seconds),
             runs: runs("instances", &fleet.paid),
@@ -246,6 +248,7 @@ impl Instances {
                 "{}: an instance starts in {} s and is paid for {} s after it is needed",
                 self.name, self.scaling.start_seconds, self.scaling.hold_seconds
             )],
+            cold: (1.0 - there, self.scaling.start_seconds),
             load,
             servers,
             services,

@@ -105,6 +105,16 @@ impl Latency {
         Self { parts }
     }
 
+    /// The same, with a part `part` of the requests that wait `seconds` until a replica has started, and for nothing else.
+    #[must_use]
+    pub fn cold(mut self, part: f64, seconds: f64) -> Self {
+        for requests in &mut self.parts {
+            requests.waits.iter_mut().for_each(|wait| wait.part *= 1.0 - part);
+            requests.waits.push(Wait { part, from: seconds, to: seconds });
+        }
+        self
+    }
+
     /// The latency in seconds that a part `part` of the requests does not exceed; infinite where they are never served.
     pub fn quantile(&self, part: f64) -> f64 {
         let beyond = (1.0 - part).clamp(0.0, 1.0);

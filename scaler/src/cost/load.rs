@@ -50,13 +50,19 @@ impl Load {
     #[must_use]
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // Small counts.
     pub fn refined(&self, step: f64) -> Self {
-        if self.rates.windows(2).all(|pair| pair[0].to_bits() == pair[1].to_bits()) {
+        if self.always().is_some() {
             return self.clone();
         }
         let step = step.max(self.seconds() / FINE_STEPS);
         let parts = (self.step / step).round().max(1.0);
         let rates = self.rates.iter().flat_map(|&rate| core::iter::repeat_n(rate, parts as usize));
         Self { step: self.step / parts, rates: rates.collect() }
+    }
+
+    /// The rate, if it never changes.
+    pub fn always(&self) -> Option<f64> {
+        let same = self.rates.windows(2).all(|pair| pair[0].to_bits() == pair[1].to_bits());
+        self.rates.first().copied().filter(|_| same)
     }
 
     /// Length of a step, seconds.

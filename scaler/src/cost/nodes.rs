@@ -92,6 +92,7 @@ impl Nodes {
             load,
             servers,
             services: vec![service],
+            cold: (0.0, 0.0),
         })
     }
 }
@@ -152,6 +153,7 @@ impl OwnNodes {
             )],
             servers: vec![Servers { count, service: 0 }; load.rates().len()],
             services: vec![service],
+            cold: (0.0, 0.0),
             load,
         })
     }

@@ -144,6 +144,21 @@ fn a_burst_is_paid_for_after_it_is_over_and_waits_while_instances_start() {
     assert!(latency.quantile(0.99) > 10.0 && latency.quantile(0.5) < 1.0, "{}", latency.quantile(0.99));
 }
 
+#[test]
+fn where_requests_are_rare_instances_that_come_and_go_cost_least_and_are_cold() {
+    let prices = Prices::shipped().unwrap();
+    let work = workload(1e-4, None, Some(0.02), 0.0);
+    let month =
+        |name: &str, rate: f64| month_at(&prices, prices.platform(name).unwrap(), &work, rate).unwrap();
+    assert!(
+        month("cloud-run-gpu", 1e-5) < month("gpufn", 1e-5)
+            && month("cloud-run-gpu", 1.0) > month("gpufn", 1.0)
+    );
+    let operation = prices.operate(prices.platform("cloud-run-gpu").unwrap(), &work).unwrap();
+    // Of requests that are 10,000 s apart on average, one in twelve comes within 915 s of another.
+    assert!((operation.latency(1.0).beyond(14.0) - (-0.0915_f64).exp()).abs() < 1e-6);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 

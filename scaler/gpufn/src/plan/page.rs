@@ -149,7 +149,7 @@ fn chart(report: &Report) -> String {
     let rates = rates.fold((f64::INFINITY, 0.0_f64), |(low, high), rate| (low.min(rate), high.max(rate)));
     // What is free or next to it would stretch the axis over many decades that say nothing.
     let frame = Frame {
-        rates: if rates.0 < rates.1 { rates } else { (1e-3, 1e4) },
+        rates: if rates.0 < rates.1 { rates } else { (1e-5, 1e4) },
         costs: ((most * 1e-6).max(0.01).min(most / 10.0), most * 1.2),
     };
     let mut svg = format!(

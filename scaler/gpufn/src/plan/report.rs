@@ -251,6 +251,8 @@ fn decimals(size: f64) -> usize {
 /// What is assumed of every platform.
 fn general(work: &Workload) -> Vec<String> {
     let mut all = vec![
+        "requests are spread evenly over a step of the load: of a minute with few of them, fewer find no replica than would"
+            .to_string(),
         "the load repeats without end, and nothing else runs; no discounts, taxes, disks, load balancers or network traffic"
             .to_string(),
         format!(
