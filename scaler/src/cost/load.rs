@@ -43,7 +43,7 @@ impl Load {
         Self::new(3600.0, vec![rate])
     }
 
-    /// The same in shorter steps, as short as `step` seconds if [`FINE_STEPS`] of them are enough.
+    /// The same in shorter steps, as short as `step` seconds if 20,000 of them are enough.
     ///
     /// What an autoscaler does within a step is not seen, and a step of a minute would make a start of a second one. A
     /// load that never changes needs no steps.

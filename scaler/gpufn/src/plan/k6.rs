@@ -56,7 +56,10 @@ fn summary(whole: &Value) -> Result<Test, Invalid> {
             Invalid::new(format!("{field} of {metric} in k6's summary"), value, "a number from 0")
         })
     };
-    let load = Load::constant(value(REQUESTS, "rate")?)?;
+    let rate = value(REQUESTS, "rate")?;
+    // A test without requests has no length either.
+    Load::constant(rate)?;
+    let load = Load::new(value(REQUESTS, "count")? / rate, vec![rate])?;
     let known = [(0.0, "min"), (0.5, "med"), (0.9, "p(90)"), (0.95, "p(95)"), (1.0, "max")];
     let points =
         known.iter().map(|&(part, field)| Ok(Point { part, seconds: value(DURATION, field)? / 1e3 }));
@@ -166,12 +169,13 @@ mod tests {
             r#"{{"metrics":{{"http_reqs":{{"count":325239,"rate":180.7}},"http_req_duration":{{{duration}}}}}}}"#
         );
         let handled = format!(
-            r#"{{"metrics":{{"http_reqs":{{"type":"counter","values":{{"count":1,"rate":180.7}}}},
+            r#"{{"metrics":{{"http_reqs":{{"type":"counter","values":{{"count":325239,"rate":180.7}}}},
                "http_req_duration":{{"type":"trend","values":{{{duration}}}}}}}}}"#
         );
         for text in [exported, handled] {
             let test = read(&text).unwrap();
             assert!((test.load.mean() - 180.7).abs() < 1e-9);
+            assert!((test.load.requests() - 325_239.0).abs() < 1e-6);
             assert!((test.took.quantile(0.95) - 0.03836).abs() < 1e-9);
             assert!((test.took.mean() / 0.02594 - 1.0).abs() < 0.01);
         }
@@ -211,7 +215,7 @@ mod tests {
             ("metric_name,timestamp,metric_value\nhttp_reqs,1,1\n", "times of requests is \"\""),
             ("{\"metrics\":{\"http_reqs\":{\"rate\":0}}}", "requests of the load is \"0\""),
             (
-                "{\"metrics\":{\"http_reqs\":{\"rate\":5}}}",
+                "{\"metrics\":{\"http_reqs\":{\"rate\":5,\"count\":9}}}",
                 "min of http_req_duration in k6's summary is \"missing\"",
             ),
             ("{\"type\":\"Point\"\n", "line 1 of k6's output"),
