@@ -10,6 +10,7 @@
 //! | `page` | the same as a page of HTML |
 //! | [`study`] | `gpufn plan-figures`: the cost model against the bills of a published study |
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -60,8 +61,10 @@ pub struct Args {
 /// Runs the command.
 #[allow(clippy::needless_pass_by_value)] // As all commands are called.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    // A reader that has seen enough closes the pipe: no reason to panic.
+    let mut out = std::io::stdout().lock();
     if args.print_prices {
-        print!("{}", Prices::shipped_text());
+        write!(out, "{}", Prices::shipped_text())?;
         return Ok(ExitCode::SUCCESS);
     }
     let report = report(&args)?;
@@ -70,10 +73,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             .with_context(|| format!("failed to write {}", path.display()))?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
-        println!("{}", report.text());
-        args.html.iter().for_each(|path| println!("page  {}", path.display()));
+        writeln!(out, "{}", report.text())?;
+        if let Some(path) = &args.html {
+            writeln!(out, "page  {}", path.display())?;
+        }
     }
     Ok(if report.platforms.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -58,7 +58,7 @@ impl Gpus {
         let node_seconds = there * load.step() * nodes.sum::<f64>();
         Ok(Operation {
             bill: by_the_hour(&self.node_hour, self.cluster_hour.as_ref(), node_seconds, load.seconds()),
-            runs: runs("GPUs", &fleet.paid),
+            runs: runs("GPUs", &fleet.paid, there),
             assumptions: vec![format!(
                 "{}: a replica has a GPU to itself, starts in {} s and is paid for {} s after it is needed",
                 self.name, self.scaling.start_seconds, self.scaling.hold_seconds
@@ -151,7 +151,7 @@ impl Shares {
         });
         Ok(Operation {
             bill: self.bill(gpu_seconds, load.seconds()),
-            runs: format!("{mean:.2} GPUs bound, {}, SM share {sm}", runs("replicas", &fleet.paid)),
+            runs: format!("{mean:.2} GPUs bound, {}, SM share {sm}", runs("replicas", &fleet.paid, there)),
             assumptions: vec![self.assumption()],
             servers: servers.collect(),
             services: quotas.iter().map(|&quota| sizing.service(quota)).collect(),

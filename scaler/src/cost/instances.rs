@@ -142,6 +142,7 @@ impl Requests {
         let fleet = self.scaling.follow(&needed, load.step());
         let (servers, services) = self.size.serve(&fleet.serving, cpu, work.beside);
         let takes = cpu.stretched(self.size.slower(), work.beside);
+        let there = self.scaling.there(&load);
         let billed = match self.overlap {
             Overlap::Each => load.requests() * takes.mean_rounded_up(self.round_ms / 1e3),
             Overlap::Once => busy_seconds(&load, &fleet.paid, &takes, self.round_ms / 1e3),
@@ -152,9 +153,9 @@ impl Requests {
         };
         Ok(Operation {
             bill: self.bill(load.requests(), billed),
-            runs: runs("instances", &fleet.paid),
+            runs: runs("instances", &fleet.paid, there),
             assumptions: vec![format!("{}: {overlap}; waits for a core are not billed", self.name)],
-            cold: (1.0 - self.scaling.there(&load), self.scaling.start_seconds),
+            cold: (1.0 - there, self.scaling.start_seconds),
             load,
             servers,
             services,
@@ -243,7 +244,7 @@ impl Instances {
         let seconds = there * load.step() * fleet.paid.iter().map(|&count| f64::from(count)).sum::<f64>();
         Ok(Operation {
             bill: self.bill(seconds),
-            runs: runs("instances", &fleet.paid),
+            runs: runs("instances", &fleet.paid, there),
             assumptions: vec![format!(
                 "{}: an instance starts in {} s and is paid for {} s after it is needed",
                 self.name, self.scaling.start_seconds, self.scaling.hold_seconds

@@ -81,7 +81,7 @@ impl Nodes {
         };
         Ok(Operation {
             bill: self.bill(node_seconds, load.seconds()),
-            runs: runs("nodes", &nodes.paid),
+            runs: runs("nodes", &nodes.paid, 1.0),
             assumptions: vec![format!(
                 "{}: pods are added where they use more than {} % of the {} vCPU that they request, nodes where pods \
                  find no room; other work on the nodes is not counted",
@@ -170,10 +170,10 @@ pub(super) fn tighter(places: u32, cores: u32, cpu: &Distribution, beside: f64) 
     }
 }
 
-/// What runs, in words: its mean and most.
-pub(super) fn runs(what: &str, counts: &[u32]) -> String {
+/// What runs, in words: its mean, where any is there for a part `there` of the time, and most.
+pub(super) fn runs(what: &str, counts: &[u32], there: f64) -> String {
     let (mean, most) = mean_and_most(counts);
-    format!("{mean:.1} {what}, {most} at most")
+    format!("{:.1} {what}, {most} at most", there * mean)
 }
 
 #[allow(clippy::cast_precision_loss)] // Steps of a load.

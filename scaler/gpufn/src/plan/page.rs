@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::{CurveRow, PriceRow, Report, money};
+use super::report::{CurveRow, PriceRow, Report, amount};
 use crate::demo::chart::escape;
 use crate::figures::short;
 
@@ -43,8 +43,8 @@ fn head(report: &Report) -> String {
         "{} requests in {} s: {} a second in the mean, {} at most. A month repeats that. Costs are in {}.",
         short(report.load.requests),
         short(report.load.seconds),
-        short(report.load.mean_rps),
-        short(report.load.peak_rps),
+        amount(report.load.mean_rps),
+        amount(report.load.peak_rps),
         report.currency
     )
 }
@@ -83,7 +83,7 @@ fn break_evens(report: &Report) -> String {
         return String::new();
     }
     let row = |row: &super::report::BreakEvenRow| {
-        vec![row.below.clone(), short(row.rate_rps), row.above.clone(), row.again()]
+        vec![row.below.clone(), amount(row.rate_rps), row.above.clone(), row.again()]
     };
     let rows = report.break_evens.iter().map(row);
     format!(
@@ -179,7 +179,7 @@ fn draw_axes(svg: &mut String, frame: &Frame) {
         let (y, left) = (frame.y(tick), ROOM.0);
         let _ =
             write!(svg, "<line class=\"grid\" x1=\"{left}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>");
-        let (x, y, tick) = (left - 6.0, y + 3.5, money(tick));
+        let (x, y, tick) = (left - 6.0, y + 3.5, amount(tick));
         let _ = write!(svg, "<text class=\"end\" x=\"{x}\" y=\"{y:.1}\">{tick}</text>");
     }
     let (middle, foot) = (SIZE.0 / 2.0, SIZE.1 - 6.0);
@@ -205,7 +205,7 @@ fn draw_rate(svg: &mut String, frame: &Frame, rate: f64) {
         "<line class=\"rule\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{}\" y2=\"{bottom}\"><title>mean of this load: {} a second\
          </title></line>",
         ROOM.1,
-        short(rate)
+        amount(rate)
     );
 }
 

@@ -84,8 +84,8 @@ impl BreakEvenRow {
     pub(super) fn again(&self) -> String {
         match (self.again_rps.len(), self.again_rps.last()) {
             (_, None) => String::new(),
-            (1, Some(&rate)) => format!("until {}", short(rate)),
-            (times, Some(&rate)) => format!("then {times} times again, up to {}", short(rate)),
+            (1, Some(&rate)) => format!("until {}", amount(rate)),
+            (times, Some(&rate)) => format!("then {times} times again, up to {}", amount(rate)),
         }
     }
 }
@@ -161,8 +161,8 @@ impl Report {
             "{} requests in {} s: {} a second in the mean, {} at most. A month repeats that; costs in {}.\n\n",
             short(requests),
             short(seconds),
-            short(mean_rps),
-            short(peak_rps),
+            amount(mean_rps),
+            amount(peak_rps),
             self.currency
         );
         let mut head = vec!["platform", "a month", "1000 requests", "p50 ms", "p95 ms"];
@@ -181,7 +181,7 @@ impl Report {
             text += "\nBreak-even at a constant rate:\n";
         }
         for row in &self.break_evens {
-            let (rate, again) = (short(row.rate_rps), row.again());
+            let (rate, again) = (amount(row.rate_rps), row.again());
             let line =
                 format!("  {rate} requests a second: below {}, above {} {again}", row.below, row.above);
             let _ = writeln!(text, "{}", line.trim_end());
@@ -222,8 +222,8 @@ impl Row {
         let ms = |value: Option<f64>| value.map_or_else(|| "never".into(), short);
         let mut cells = vec![
             self.name.clone(),
-            money(self.month),
-            money(self.per_1000),
+            amount(self.month),
+            amount(self.per_1000),
             ms(self.p50_ms),
             ms(self.p95_ms),
         ];
@@ -232,12 +232,12 @@ impl Row {
     }
 }
 
-/// An amount with four digits that count, small ones too.
-pub(super) fn money(amount: f64) -> String {
-    match amount.abs() {
-        size if size >= 100.0 => format!("{amount:.0}"),
-        size if size >= 1.0 => format!("{amount:.2}"),
-        size if size > 0.0 => format!("{amount:.*}", decimals(size)),
+/// `value` with three digits that count, small ones too.
+pub(super) fn amount(value: f64) -> String {
+    match value.abs() {
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 1.0 => format!("{value:.2}"),
+        size if size > 0.0 => format!("{value:.*}", decimals(size)),
         _ => "0".into(),
     }
 }
@@ -368,10 +368,10 @@ pub(super) mod tests {
 
     #[test]
     fn amounts_show_digits_that_count() {
-        for (amount, text) in
+        for (value, text) in
             [(1234.5, "1234"), (12.345, "12.35"), (0.5, "0.500"), (0.000_123_4, "0.000123"), (0.0, "0")]
         {
-            assert_eq!(money(amount), text);
+            assert_eq!(amount(value), text);
         }
     }
 }
