@@ -7,6 +7,8 @@
 //! |---|---|---|
 //! | 1 | 0.1.0 before the kubelet's front end | bindings |
 //! | 2 | from then on | bindings, the GPUs, and in which run of the machine it was written |
+//!
+//! A binding of a resource claim says so in its owner; others are written as they were before there were such.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -236,7 +238,7 @@ fn checksum(content: &impl Serialize) -> Result<String, serde_json::Error> {
 
 #[cfg(test)]
 mod tests {
-    use gpu_share::binding::{GpuId, Owner};
+    use gpu_share::binding::{ClaimPart, GpuId, Owner};
     use gpu_share::ledger::Sharing;
     use gpu_share::share::Share;
     use gpu_share::units::{Bytes, Quota};
@@ -294,6 +296,19 @@ mod tests {
         assert_eq!(decode(&first).unwrap(), Saved::default());
         let text = encode(saved(3)).unwrap().replace("\"version\": 2", "\"version\": 3");
         assert_eq!(decode(&text).unwrap_err().to_string(), "checkpoint version is 3, allowed are 1 and 2");
+    }
+
+    #[test]
+    fn bindings_of_no_claim_are_written_as_by_an_agent_that_knows_of_none() {
+        assert!(!encode(saved(3)).unwrap().contains("claim"));
+        let mut claimed = saved(1);
+        claimed.bindings[0].owner.claim = Some(Box::new(ClaimPart {
+            uid: "u-1".into(),
+            name: "claim".into(),
+            request: "gpu".into(),
+            share: Some("s-1".into()),
+        }));
+        assert_eq!(decode(&encode(claimed.clone()).unwrap()).unwrap(), claimed);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A simulated driver brings an NVML of its own, so real and simulated nodes take the same way. Decides nothing.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -63,10 +64,26 @@ impl SharingChoice {
     }
 }
 
+/// What a kind of GPU is, for those who choose among GPUs; what is not known is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// Streaming multiprocessors.
+    pub multiprocessors: Option<u32>,
+    /// CUDA compute capability, major and minor.
+    pub capability: Option<(u32, u32)>,
+    /// Version of the driver, as the driver says it.
+    pub driver: Option<String>,
+}
+
 /// A source of GPUs.
 pub trait Inventory {
     /// All GPUs of this node, used as `sharing` says; waits no longer than `patience` for whoever knows.
     fn gpus(&self, sharing: Sharing, patience: Duration) -> Result<Vec<Gpu>, InventoryError>;
+
+    /// What kinds they are; waits no longer than `patience`, and says nothing of those that do not answer.
+    fn traits(&self, _patience: Duration) -> BTreeMap<GpuId, Traits> {
+        BTreeMap::new()
+    }
 
     /// What reports how they are from then on, if anything does.
     fn source(&self) -> Option<Box<dyn Source>> {
@@ -97,6 +114,41 @@ impl NvmlInventory {
     }
 }
 
+fn traits(path: &Path) -> Result<BTreeMap<GpuId, Traits>, NvmlError> {
+    let nvml = Nvml::builder().lib_path(path.as_os_str()).init()?;
+    let driver = nvml.sys_driver_version().ok();
+    let one = |index| {
+        let device = nvml.device_by_index(index).ok()?;
+        let capability = device.cuda_compute_capability().ok();
+        let capability =
+            capability.and_then(|one| Some((one.major.try_into().ok()?, one.minor.try_into().ok()?)));
+        let cores = device.num_cores().ok();
+        let multiprocessors = cores.zip(capability.and_then(cores_of)).map(|(cores, each)| cores / each);
+        Some((GpuId(device.uuid().ok()?), Traits { multiprocessors, capability, driver: driver.clone() }))
+    };
+    Ok((0..nvml.device_count()?).filter_map(one).collect())
+}
+
+/// CUDA cores of one streaming multiprocessor; NVML says how many a GPU has in all. Source: CUDA C++ Programming Guide, "Compute
+/// Capabilities" (results per clock cycle and multiprocessor for 32-bit floating-point addition).
+fn cores_of((major, minor): (u32, u32)) -> Option<u32> {
+    match (major, minor) {
+        (6 | 8, 0) | (7, _) => Some(64),
+        (5 | 6 | 8 | 9 | 10 | 12, _) => Some(128),
+        _ => None,
+    }
+}
+
+/// What `ask` says on a thread of its own, since no call to NVML is sure to return; `None` after `patience`.
+fn in_time<T: Send + 'static>(patience: Duration, ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (answer, answered) = mpsc::channel();
+    let asking = thread::Builder::new().name("inventory".into()).spawn(move || {
+        // Who has stopped waiting needs no answer.
+        let _ = answer.send(ask());
+    });
+    asking.ok().and_then(|_| answered.recv_timeout(patience).ok())
+}
+
 fn describe(nvml: &Nvml, index: u32, sharing: Sharing) -> Result<Gpu, NvmlError> {
     let device = nvml.device_by_index(index)?;
     let memory = Bytes(device.memory_info()?.total);
@@ -105,21 +157,22 @@ fn describe(nvml: &Nvml, index: u32, sharing: Sharing) -> Result<Gpu, NvmlError>
 
 impl Inventory for NvmlInventory {
     fn gpus(&self, sharing: Sharing, patience: Duration) -> Result<Vec<Gpu>, InventoryError> {
-        let path = self.path.clone();
-        // On a thread of its own, since no call to NVML is sure to return.
-        let (answer, answered) = mpsc::channel();
-        let reader = self.clone();
-        let asking = thread::Builder::new().name("inventory".into()).spawn(move || {
-            // Who has stopped waiting needs no answer.
-            let _ = answer.send(reader.read(sharing));
-        });
-        let read = asking.map_err(|_| ()).and_then(|_| answered.recv_timeout(patience).map_err(|_| ()));
-        let gpus = match read {
-            Ok(Ok(gpus)) => gpus,
-            Ok(Err(reason)) => return Err(InventoryError::Nvml { path, reason }),
-            Err(()) => return Err(InventoryError::Silent { path, patience }),
+        let (path, reader) = (self.path.clone(), self.clone());
+        let gpus = match in_time(patience, move || reader.read(sharing)) {
+            Some(Ok(gpus)) => gpus,
+            Some(Err(reason)) => return Err(InventoryError::Nvml { path, reason }),
+            None => return Err(InventoryError::Silent { path, patience }),
         };
         if gpus.is_empty() { Err(InventoryError::Empty(path)) } else { Ok(gpus) }
+    }
+
+    fn traits(&self, patience: Duration) -> BTreeMap<GpuId, Traits> {
+        let path = self.path.clone();
+        let known = in_time(patience, move || traits(&path).map_err(|error| error.to_string()));
+        known.unwrap_or_else(|| Err(format!("no answer in {patience:?}"))).unwrap_or_else(|error| {
+            tracing::warn!(error, "Kinds of GPUs are not known: the node is described without them.");
+            BTreeMap::new()
+        })
     }
 
     fn source(&self) -> Option<Box<dyn Source>> {

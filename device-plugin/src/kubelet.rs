@@ -1,4 +1,5 @@
-//! The front end for the kubelet: it makes units of GPUs a resource of the node, and bindings of what pods get of it.
+//! The front end for the kubelet as a device plugin: it makes units of GPUs a resource of the node, and bindings of what pods
+//! get of it. What `crate::dra`, the other front end, needs too is here: `cluster`, `inject`, `recovery`, `socket`, [`serve`].
 //!
 //! # Who calls whom, with what
 //!
@@ -48,28 +49,32 @@
 //! | [`advert`] | what the kubelet is told (pure) |
 //! | `allocator` | all of these together, and the calls to the owner |
 //! | `plugin` | the service that the kubelet calls |
-//! | `registration` | sockets, registering again |
+//! | `registration` | registering, and again |
+//! | `socket` | sockets in the kubelet's folders |
 //! | `podresources` | the kubelet's list |
 //! | `cluster` | pods' annotations, events, grants and the node's label at the API server |
+//! | `recovery` | bindings that only containers know of |
 //! | `inject`, [`install`] | what a container gets: CDI file or mounts, the hook library |
 //! | [`serve`] | all of it from start to stop |
 //! | [`api`] | the kubelet's protocols |
 
 pub mod advert;
-mod allocator;
+pub(crate) mod allocator;
 pub mod api;
 pub mod choose;
 pub mod claims;
-mod cluster;
+pub(crate) mod cluster;
 pub mod device;
 pub mod entitlement;
-mod inject;
+pub(crate) mod inject;
 pub mod install;
 mod plugin;
 mod podresources;
+pub(crate) mod recovery;
 mod registration;
 pub mod resource;
 pub mod serve;
+pub(crate) mod socket;
 
 pub use inject::Form;
 

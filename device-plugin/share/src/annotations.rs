@@ -93,7 +93,7 @@ impl Wish {
         let sm = shape.sm.unwrap_or(SmShare::WHOLE);
         let floor = shape.quota.unwrap_or(Quota::WHOLE);
         let ceiling = shape.limit.unwrap_or(Quota::WHOLE);
-        check_limit(annotations, floor, ceiling)?;
+        check_limit(annotations, annotation::QUOTA_LIMIT, floor, ceiling)?;
         let memory = shape.memory.unwrap_or_else(|| Bytes(gpu_memory.0 / 100 * u64::from(sm.percent())));
         let wish = Self {
             share: Share::new(sm, floor, ceiling, memory)?,
@@ -121,18 +121,50 @@ pub struct Shape {
     pub memory: Option<Bytes>,
 }
 
+/// The names under which a form is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShapeNames {
+    /// Of the SM share.
+    pub sm: &'static str,
+    /// Of the quota.
+    pub quota: &'static str,
+    /// Of the most of the time.
+    pub limit: &'static str,
+    /// Of the memory.
+    pub memory: &'static str,
+}
+
+impl ShapeNames {
+    /// Those of annotations.
+    pub const ANNOTATIONS: Self = Self {
+        sm: annotation::SM,
+        quota: annotation::QUOTA,
+        limit: annotation::QUOTA_LIMIT,
+        memory: annotation::MEMORY,
+    };
+}
+
 impl Shape {
     /// Reads what `annotations` say about a share on a GPU with `gpu_memory`; others are not looked at.
     pub fn read(annotations: &BTreeMap<String, String>, gpu_memory: Bytes) -> Result<Self, Invalid> {
-        let parse_with = |key| text(annotations, key);
+        Self::read_named(ShapeNames::ANNOTATIONS, annotations, gpu_memory)
+    }
+
+    /// Reads what `texts` say under `names`, as [`Self::read`] does.
+    pub fn read_named(
+        names: ShapeNames,
+        texts: &BTreeMap<String, String>,
+        gpu_memory: Bytes,
+    ) -> Result<Self, Invalid> {
+        let parse_with = |key| text(texts, key);
         let shape = Self {
-            sm: parse_with(annotation::SM).map(sm_share).transpose()?,
-            quota: parse_with(annotation::QUOTA).map(quota).transpose()?,
-            limit: parse_with(annotation::QUOTA_LIMIT).map(quota).transpose()?,
-            memory: parse_with(annotation::MEMORY).map(|pair| memory(pair, gpu_memory)).transpose()?,
+            sm: parse_with(names.sm).map(sm_share).transpose()?,
+            quota: parse_with(names.quota).map(quota).transpose()?,
+            limit: parse_with(names.limit).map(quota).transpose()?,
+            memory: parse_with(names.memory).map(|pair| memory(pair, gpu_memory)).transpose()?,
         };
         if let (Some(quota), Some(limit)) = (shape.quota, shape.limit) {
-            check_limit(annotations, quota, limit)?;
+            check_limit(texts, names.limit, quota, limit)?;
         }
         Ok(shape)
     }
@@ -143,12 +175,17 @@ fn text<'a>(annotations: &'a BTreeMap<String, String>, key: &'static str) -> Opt
     annotations.get(key).map(|value| (key, value.trim()))
 }
 
-fn check_limit(annotations: &BTreeMap<String, String>, quota: Quota, limit: Quota) -> Result<(), Invalid> {
+fn check_limit(
+    texts: &BTreeMap<String, String>,
+    key: &'static str,
+    quota: Quota,
+    limit: Quota,
+) -> Result<(), Invalid> {
     if limit >= quota {
         return Ok(());
     }
-    let value = text(annotations, annotation::QUOTA_LIMIT).map_or("", |(_, value)| value);
-    Err(Invalid::new(annotation::QUOTA_LIMIT, value, format!("the quota, {quota}, or more")))
+    let value = text(texts, key).map_or("", |(_, value)| value);
+    Err(Invalid::new(key, value, format!("the quota, {quota}, or more")))
 }
 
 /// Name of an annotation and its value.

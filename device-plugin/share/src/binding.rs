@@ -76,6 +76,23 @@ pub struct Owner {
     /// In Kubernetes, the devices that the kubelet counts for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<String>,
+    /// In Kubernetes, the claim that it was allocated to, if it was asked for by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Box<ClaimPart>>,
+}
+
+/// What one allocation of a device is to the resource claim that it was made for (`ResourceClaim`, `resource.k8s.io/v1`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimPart {
+    /// The claim's UID.
+    pub uid: String,
+    /// The claim's name, in the owner's namespace.
+    pub name: String,
+    /// The request in it.
+    pub request: String,
+    /// Which of the device's allocations, if it has several at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<String>,
 }
 
 /// A share bound to one container on one GPU.

@@ -63,6 +63,22 @@ pub mod env {
 /// The extended resource that the node agent gives to the kubelet.
 pub const RESOURCE: &str = "gpufn.dev/gpu";
 
+/// Dynamic resource allocation: the other way in which Kubernetes can hand out GPUs.
+pub mod dra {
+    /// The driver, and the device class of its GPUs.
+    pub const DRIVER: &str = "gpu.gpufn.dev";
+    /// Capacity of a device: percent of the GPU's time on all of its multiprocessors.
+    pub const COMPUTE: &str = "compute";
+    /// Capacity of a device: its memory.
+    pub const MEMORY: &str = "memory";
+    /// `apiVersion` of a claim's configuration.
+    pub const CONFIG_VERSION: &str = "gpufn.dev/v1alpha1";
+    /// `kind` of a claim's configuration.
+    pub const CONFIG_KIND: &str = "Share";
+    /// Taint of a device whose GPU takes no new containers.
+    pub const UNHEALTHY: &str = "gpufn.dev/unhealthy";
+}
+
 /// Names in the node agent's state folder, `/run/gpufn` on a cluster node.
 pub mod state {
     /// The folder on a cluster node.

@@ -18,21 +18,19 @@ use super::Unhealthy;
 use super::advert::{self, Advert};
 use super::choose::{self, Wanted};
 use super::claims::{Claim, Claims, Container, PodName};
+use super::cluster::{Annotations, Follower, Notice, Published};
 use super::device::{Catalog, DeviceId};
 use super::entitlement::{Entitlement, entitlement};
 use super::inject::Injector;
+use super::recovery;
 use crate::control::Handle;
 use crate::fit;
 use crate::owner::{ControlError, Reshape};
 
-pub(crate) use notices::Notice;
-pub(crate) use step::{Grant, Published};
+pub(crate) use step::replace;
 
 mod notices;
 mod step;
-
-/// A pod's annotations.
-pub(crate) type Annotations = BTreeMap<String, String>;
 
 /// Why a call of the kubelet is not answered.
 #[derive(Debug, thiserror::Error)]
@@ -156,35 +154,24 @@ impl Allocator {
         }
         allocator.recover(&status).await;
         let claims = &allocator.claims;
-        allocator.injector.retain(|id| claims.get(id).is_some());
+        // The other front end's are not this one's to remove.
+        let is_bound = |id: &BindingId| bindings(&status).any(|binding| binding.id == *id);
+        allocator.injector.retain(|id| claims.get(id).is_some() || is_bound(id));
+        let foreign = bindings(&status).filter(|binding| binding.owner.claim.is_some()).count();
+        if foreign > 0 {
+            tracing::warn!(foreign, "bindings of claims stay until they are released by hand");
+        }
         allocator.refresh().await?;
         Ok((allocator, Outlets { advert: advert_seen, published: published_seen, notices: heard }))
     }
 
-    /// Finds what containers were told by CDI files and the ledger does not know: its checkpoint was damaged. A page says what
-    /// its binding may use, but not whose it is; without a page the file has to do. Whoever is gone meanwhile goes with the
-    /// next looks at the kubelet's list.
+    /// Whoever is gone meanwhile goes with the next looks at the kubelet's list.
     async fn recover(&mut self, status: &NodeStatus) {
-        for recorded in self.injector.recorded() {
-            let id = recorded.id.clone();
-            if self.claims.get(&id).is_some() {
-                continue;
-            }
-            let found = match bindings(status).find(|binding| binding.id == id) {
-                Some(Binding { share, grant, .. }) => {
-                    let (owner, share, quota) = (recorded.owner, *share, *grant);
-                    let reshaped = self.handle.reshape(id.clone(), Reshape { owner, share, quota }).await;
-                    reshaped.map(|bound| bound.binding)
-                }
-                None => self.handle.restore(recorded.clone()).await.map(|()| recorded),
-            };
-            match found {
-                Ok(binding) => {
-                    tracing::warn!(binding = %id, "not in the checkpoint, restored from its CDI file");
-                    self.adopt(&binding);
-                }
-                Err(error) => tracing::warn!(binding = %id, %error, "not restored from its CDI file"),
-            }
+        let claims = &self.claims;
+        let lost =
+            |recorded: &Binding| !recorded.owner.devices.is_empty() && claims.get(&recorded.id).is_none();
+        for binding in recovery::recover(&self.handle, &self.injector, status, lost).await {
+            self.adopt(&binding);
         }
     }
 
@@ -272,26 +259,10 @@ impl Allocator {
         self.pods.contains_key(pod)
     }
 
-    /// A pod's annotations are known, or changed.
-    pub(crate) async fn annotated(&mut self, pod: PodName, annotations: Annotations) {
-        if self.pods.get(&pod) == Some(&annotations) {
-            return;
-        }
-        self.pods.insert(pod.clone(), annotations);
-        for id in self.claims_of(&pod) {
-            self.follow(&id).await;
-        }
-    }
-
     /// The annotations of a pod that the watch has not shown; it need not ever do so.
     pub(crate) async fn learned(&mut self, pod: PodName, annotations: Annotations) {
         self.learned.insert(pod.clone());
         self.annotated(pod, annotations).await;
-    }
-
-    /// A pod is gone from the API server. Its claims stay until the kubelet's list misses them.
-    pub(crate) fn forgotten(&mut self, pod: &PodName) {
-        self.pods.remove(pod);
     }
 
     /// The kubelet's list, at `now`.
@@ -434,6 +405,7 @@ impl Allocator {
             instance: pod.name,
             container: name,
             devices,
+            claim: None,
         }
     }
 
@@ -454,6 +426,23 @@ impl Allocator {
 
     fn paid_memory(&self, gpu: usize, units: usize) -> Bytes {
         entitlement(units, self.division.per_gpu, &self.gpus[gpu], &Annotations::new()).share.memory
+    }
+}
+
+impl Follower for Allocator {
+    async fn annotated(&mut self, pod: PodName, annotations: Annotations) {
+        if self.pods.get(&pod) == Some(&annotations) {
+            return;
+        }
+        self.pods.insert(pod.clone(), annotations);
+        for id in self.claims_of(&pod) {
+            self.follow(&id).await;
+        }
+    }
+
+    /// Its claims stay until the kubelet's list misses them.
+    fn forgotten(&mut self, pod: &PodName) {
+        self.pods.remove(pod);
     }
 }
 

@@ -3,12 +3,13 @@
 //! Only metadata is watched, and only of this node's pods that have opted in. All of it may be away for any time: nothing
 //! here is waited for by the kubelet for long, and what could not be shown is shown later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use gpu_share::binding::Binding;
 use gpu_share::names::{annotation, label};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use k8s_openapi::api::events::v1::Event;
@@ -20,7 +21,6 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc, watch};
 
-use super::allocator::{Allocator, Annotations, Grant, Notice, Published};
 use super::claims::PodName;
 
 /// Longest time for one request.
@@ -31,6 +31,63 @@ const PAUSE: Duration = Duration::from_secs(5);
 const REPORTER: &str = "gpufn.dev/node";
 /// Longest note that the API server takes, in bytes.
 const MAX_NOTE: usize = 1024;
+
+/// A pod's annotations.
+pub(crate) type Annotations = BTreeMap<String, String>;
+
+/// What the API server should show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Published {
+    /// The most units that one new container could have.
+    pub(crate) max_free: usize,
+    /// Of each pod: its grant in percent, and its GPU.
+    pub(crate) grants: BTreeMap<PodName, Grant>,
+}
+
+/// What a pod has now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Grant {
+    /// Quota in percent; for several containers `name=percent`, separated by commas.
+    pub(crate) quota: String,
+    /// UUID of the GPU, or several.
+    pub(crate) gpu: String,
+}
+
+impl Grant {
+    /// What the pod of `parts`, each a name and a binding, has.
+    pub(crate) fn of(parts: &[(&str, &Binding)]) -> Self {
+        let percent = |binding: &Binding| format!("{}", (binding.grant.percent() * 10.0).round() / 10.0);
+        let gpus: BTreeSet<_> = parts.iter().map(|(_, binding)| binding.gpu.0.as_str()).collect();
+        let quota = match parts {
+            [(_, one)] => percent(one),
+            several => {
+                let each: Vec<_> =
+                    several.iter().map(|(name, one)| format!("{name}={}", percent(one))).collect();
+                each.join(",")
+            }
+        };
+        Self { quota, gpu: gpus.into_iter().collect::<Vec<_>>().join(",") }
+    }
+}
+
+/// Something that an operator must know about a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Notice {
+    pub(crate) pod: PodName,
+    pub(crate) is_warning: bool,
+    /// One word for machines.
+    pub(crate) reason: &'static str,
+    /// One line for people.
+    pub(crate) note: String,
+}
+
+/// Who is told of this node's pods.
+pub(crate) trait Follower: Send + 'static {
+    /// A pod's annotations are known, or changed.
+    fn annotated(&mut self, pod: PodName, annotations: Annotations) -> impl Future<Output = ()> + Send;
+    /// A pod is gone from the API server.
+    fn forgotten(&mut self, pod: &PodName);
+}
 
 /// The API server, as this node's agent uses it.
 #[derive(Clone)]
@@ -52,6 +109,16 @@ impl Cluster {
         Ok(Self { client: Client::try_default().await?, node })
     }
 
+    /// To ask for what only one front end asks for.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The node's name.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
+
     /// A pod's annotations.
     pub(crate) async fn annotations(&self, pod: &PodName) -> Result<Annotations, String> {
         Ok(asked(&self.metadata(pod).await?))
@@ -62,8 +129,8 @@ impl Cluster {
         in_time(pods.get_metadata(&pod.name)).await
     }
 
-    /// Tells `allocator` of this node's pods, until dropped.
-    pub(crate) async fn follow(&self, allocator: Arc<Mutex<Allocator>>) {
+    /// Tells `follower` of this node's pods, until dropped.
+    pub(crate) async fn follow(&self, follower: Arc<Mutex<impl Follower>>) {
         let pods = Api::<PartialObjectMeta<Pod>>::all(self.client.clone());
         let own = watcher::Config::default()
             .fields(&format!("spec.nodeName={}", self.node))
@@ -87,17 +154,17 @@ impl Cluster {
                     let name = name(&pod);
                     known.insert(name.clone());
                     listed.insert(name.clone());
-                    allocator.lock().await.annotated(name, asked(&pod)).await;
+                    follower.lock().await.annotated(name, asked(&pod)).await;
                 }
                 watcher::Event::Delete(pod) => {
                     let name = name(&pod);
                     known.remove(&name);
-                    allocator.lock().await.forgotten(&name);
+                    follower.lock().await.forgotten(&name);
                 }
                 watcher::Event::Init => listed.clear(),
                 watcher::Event::InitDone => {
-                    let mut allocator = allocator.lock().await;
-                    known.difference(&listed).for_each(|pod| allocator.forgotten(pod));
+                    let mut follower = follower.lock().await;
+                    known.difference(&listed).for_each(|pod| follower.forgotten(pod));
                     known.clone_from(&listed);
                 }
             }
@@ -211,10 +278,10 @@ impl Cluster {
 #[derive(Debug, Default)]
 struct Shown {
     max_free: Option<usize>,
-    grants: std::collections::BTreeMap<PodName, Grant>,
+    grants: BTreeMap<PodName, Grant>,
 }
 
-async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
+pub(crate) async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
     let answer = tokio::time::timeout(PATIENCE, request).await;
     answer.map_err(|_| format!("no answer in {PATIENCE:?}"))?.map_err(|error| error.to_string())
 }

@@ -55,12 +55,7 @@ impl Catalog {
         if gpus.len().saturating_mul(per_gpu.0 as usize) > MAX_DEVICES {
             return Err(too_many);
         }
-        let mut short_names = HashMap::new();
-        for gpu in &gpus {
-            if let Some(other) = short_names.insert(short_name(gpu), gpu) {
-                return Err(CatalogError::SameName(other.clone(), gpu.clone()));
-            }
-        }
+        distinct(&gpus)?;
         let devices: Vec<Vec<_>> =
             gpus.iter().map(|gpu| (0..per_gpu.0).map(|unit| name(gpu, unit, per_gpu)).collect()).collect();
         let of_gpu = |(gpu, units): (usize, &Vec<DeviceId>)| -> Vec<_> {
@@ -91,6 +86,17 @@ impl Catalog {
     }
 }
 
+/// Whether the short names of `gpus` tell them apart.
+pub(crate) fn distinct(gpus: &[GpuId]) -> Result<(), CatalogError> {
+    let mut short_names = HashMap::new();
+    for gpu in gpus {
+        if let Some(other) = short_names.insert(short_name(gpu), gpu) {
+            return Err(CatalogError::SameName(other.clone(), gpu.clone()));
+        }
+    }
+    Ok(())
+}
+
 fn name(gpu: &GpuId, unit: u32, per_gpu: Units) -> DeviceId {
     let width = per_gpu.0.saturating_sub(1).to_string().len().max(2);
     DeviceId(format!("{}-{unit:0width$}of{}", short_name(gpu), per_gpu.0))
@@ -98,7 +104,7 @@ fn name(gpu: &GpuId, unit: u32, per_gpu: Units) -> DeviceId {
 
 /// FNV-1a of the UUID: short, spread out, and the same for ever. A UUID's own first digits need not differ between the
 /// GPUs of a node (MIG, simulated ones).
-fn short_name(gpu: &GpuId) -> String {
+pub(crate) fn short_name(gpu: &GpuId) -> String {
     let hash =
         gpu.0.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     format!("{hash:08x}")

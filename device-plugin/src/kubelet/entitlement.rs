@@ -73,7 +73,7 @@ fn entitle(units: u32, per_gpu: Units, gpu: &Gpu, asked: &Shape) -> Entitlement 
     let sm = asked.sm.unwrap_or(SmShare::WHOLE);
     let paid = part(Quota::WHOLE.ppm().into(), units, per_gpu);
     let paid_memory = Bytes(part(gpu.memory.0, units, per_gpu));
-    let backed = ppm(paid * 100 / u64::from(sm.percent()));
+    let backed = backed(paid, sm);
     let limit = asked.limit.unwrap_or(Quota::WHOLE);
     let quota = asked.quota.unwrap_or_else(|| backed.min(limit));
     let memory = asked.memory.unwrap_or(paid_memory);
@@ -98,9 +98,14 @@ fn entitle(units: u32, per_gpu: Units, gpu: &Gpu, asked: &Shape) -> Entitlement 
     }
 }
 
+/// The quota that `paid` millionths of a GPU are on a part of its SMs; at most all of the time.
+pub(crate) fn backed(paid: u64, sm: SmShare) -> Quota {
+    ppm(paid * 100 / u64::from(sm.percent()))
+}
+
 /// Where containers use a GPU in turns, nobody can be kept to a part of its SMs. Who has 30 % of them for half of the time
 /// has paid for 15 % of the GPU, and gets all of it for 15 % of the time.
-fn in_turns(share: &Share) -> Share {
+pub(crate) fn in_turns(share: &Share) -> Share {
     let (floor, ceiling) = (in_time(share.sm, share.floor), in_time(share.sm, share.ceiling));
     Share { sm: SmShare::WHOLE, floor, ceiling, ..*share }
 }

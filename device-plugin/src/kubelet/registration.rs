@@ -11,14 +11,10 @@
 //! The kubelet calls back before it answers `Register`, so the service answers first. A kubelet that starts removes every
 //! socket in the folder; an agent that starts beside another (an upgrade) uses a name of its own and touches nobody else's.
 
-use std::ffi::OsStr;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::inotify;
-use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -32,9 +28,8 @@ use super::api::{KUBELET_SOCKET, VERSION};
 use super::plugin::{OPTIONS, Plugin};
 use super::podresources::connect_lazily;
 use super::resource::Resource;
+use super::socket::{Removed, Watch, identity};
 
-/// Time between looks at the sockets: events of a folder that comes from the node by a mount can get lost.
-const LOOK: Duration = Duration::from_secs(1);
 /// The kubelet waits 10 s for its call back.
 const PATIENCE: Duration = Duration::from_secs(12);
 /// First and longest pause after a failure. A resource whose plugin stays away for 5 min is dropped by the kubelet.
@@ -85,7 +80,7 @@ pub(crate) async fn keep(plugin: Plugin, folder: &Path, resource: &Resource, sto
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSES.1),
-            () = watch.kubelet_appears() => pause = PAUSES.0,
+            () = kubelet_appears(&mut watch) => pause = PAUSES.0,
             () = stop.cancelled() => return,
         }
     }
@@ -108,13 +103,13 @@ async fn session(
     let _guard = end.clone().drop_guard();
     let own = socket.path;
     let outcome = async {
-        UnixStream::connect(&own.0).await.map_err(|reason| Failure::Probe { path: own.0.clone(), reason })?;
+        let probed = UnixStream::connect(&own.path).await;
+        probed.map_err(|reason| Failure::Probe { path: own.path.clone(), reason })?;
         let met =
             identity(&kubelet).map_err(|reason| Failure::NoKubelet { path: kubelet.clone(), reason })?;
-        register(&kubelet, &own.0, resource).await?;
-        tracing::info!(%resource, socket = %own.0.display(), "registered with the kubelet");
-        let mine = identity(&own.0).ok();
-        while mine.is_some() && identity(&own.0).ok() == mine && identity(&kubelet).ok() == Some(met) {
+        register(&kubelet, &own.path, resource).await?;
+        tracing::info!(%resource, socket = %own.path.display(), "registered with the kubelet");
+        while own.is_there() && identity(&kubelet).ok() == Some(met) {
             watch.something_happens().await;
         }
         tracing::info!(%resource, "the kubelet was restarted; registering again");
@@ -159,105 +154,27 @@ struct Socket {
     path: Removed,
 }
 
-/// A path that is removed at the end.
-struct Removed(PathBuf);
-
-impl Drop for Removed {
-    fn drop(&mut self) {
-        // The kubelet may have been faster.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 impl Socket {
     fn bind(folder: &Path, number: u64) -> Result<Self, Failure> {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         // Short: an address of a socket has 108 bytes at most.
         let path = folder.join(format!("gpufn-{}-{started}-{number}.sock", std::process::id()));
         match UnixListener::bind(&path) {
-            Ok(listener) => Ok(Self { listener, path: Removed(path) }),
+            Ok(listener) => Ok(Self { listener, path: Removed::at(path) }),
             Err(reason) => Err(Failure::Listen { path, reason }),
         }
     }
 }
 
-/// Tells a file from another one in its place. The number of a file is used again, so its time counts too.
-fn identity(path: &Path) -> io::Result<(u64, u64, i64, i64)> {
-    let metadata = std::fs::metadata(path)?;
-    Ok((metadata.dev(), metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
-}
-
-/// Waits for changes in the kubelet's folder.
-struct Watch {
-    folder: PathBuf,
-    /// Without it, only looks tell.
-    events: Option<AsyncFd<std::os::fd::OwnedFd>>,
-}
-
-impl Watch {
-    fn new(folder: &Path) -> Self {
-        Self { folder: folder.into(), events: None }
-    }
-
-    /// Returns when a name in the folder came or went, and now and then.
-    async fn something_happens(&mut self) {
-        let events = self.ready();
-        tokio::select! {
-            () = events => {}
-            () = tokio::time::sleep(LOOK) => {}
-        }
-    }
-
-    /// Returns when the kubelet's socket is another one than now.
-    async fn kubelet_appears(&mut self) {
-        let path = self.folder.join(KUBELET_SOCKET);
-        let before = identity(&path).ok();
-        loop {
-            self.something_happens().await;
-            let now = identity(&path).ok();
-            if now.is_some() && now != before {
-                return;
-            }
-        }
-    }
-
-    async fn ready(&mut self) {
-        if self.events.is_none() {
-            // The folder may have come meanwhile. What is deprecated is unsound for types that change or close their
-            // descriptor; an owned one does neither, and the replacement is an unsafe function.
-            #[allow(deprecated)]
-            let events = watch_names(&self.folder).and_then(AsyncFd::new);
-            self.events = events.ok();
-        }
-        let Some(events) = &self.events else { return std::future::pending().await };
-        let Ok(mut ready) = events.readable().await else { return std::future::pending().await };
-        if drain(events.get_ref()) {
-            ready.clear_ready();
-        } else {
-            // The folder itself is gone.
-            drop(ready);
-            self.events = None;
-        }
-    }
-}
-
-fn watch_names(folder: &Path) -> io::Result<std::os::fd::OwnedFd> {
-    let events = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-    let names = inotify::WatchFlags::CREATE | inotify::WatchFlags::DELETE | inotify::WatchFlags::MOVED_TO;
-    inotify::add_watch(&events, folder.as_os_str() as &OsStr, names | inotify::WatchFlags::DELETE_SELF)?;
-    Ok(events)
-}
-
-/// Reads all events; whether there may be more later.
-fn drain(events: &std::os::fd::OwnedFd) -> bool {
-    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
-    let mut reader = inotify::Reader::new(events, &mut buffer);
+/// Returns when the kubelet's socket is another one than now.
+async fn kubelet_appears(watch: &mut Watch) {
+    let path = watch.folder.join(KUBELET_SOCKET);
+    let before = identity(&path).ok();
     loop {
-        match reader.next() {
-            Ok(event) if event.events().contains(inotify::ReadFlags::IGNORED) => return false,
-            Ok(_) => {}
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return true,
-            Err(_) => return false,
+        watch.something_happens().await;
+        let now = identity(&path).ok();
+        if now.is_some() && now != before {
+            return;
         }
     }
 }

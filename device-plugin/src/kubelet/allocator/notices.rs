@@ -4,18 +4,8 @@ use gpu_share::binding::{Binding, BindingId};
 
 use super::{Allocator, Refused};
 use crate::kubelet::claims::{Container, PodName};
+use crate::kubelet::cluster::Notice;
 use crate::kubelet::entitlement::{Complaint, Entitlement};
-
-/// Something that an operator must know about a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Notice {
-    pub(crate) pod: PodName,
-    pub(crate) is_warning: bool,
-    /// One word for machines.
-    pub(crate) reason: &'static str,
-    /// One line for people.
-    pub(crate) note: String,
-}
 
 impl Allocator {
     pub(super) fn tell_of_start(&mut self, id: &BindingId, entitled: &Entitlement, binding: &Binding) {

@@ -1,6 +1,6 @@
 //! Keeping in step with the ledger: what kubelet and API server are told of it, and what containers lack once there is room.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use gpu_share::binding::Binding;
 use gpu_share::protocol::{Event, NodeStatus};
@@ -11,25 +11,8 @@ use tokio::sync::{broadcast, watch};
 use super::{Allocator, Asked, Refused, bindings};
 use crate::kubelet::advert;
 use crate::kubelet::claims::PodName;
+use crate::kubelet::cluster::{Grant, Published};
 use crate::node::GpuOffer;
-
-/// What the API server should show.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Published {
-    /// The most units that one new container could have.
-    pub(crate) max_free: usize,
-    /// Of each pod: its grant in percent, and its GPU.
-    pub(crate) grants: BTreeMap<PodName, Grant>,
-}
-
-/// What a pod has now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Grant {
-    /// Quota in percent; for several containers `name=percent`, separated by commas.
-    pub(crate) quota: String,
-    /// UUID of the GPU, or several.
-    pub(crate) gpu: String,
-}
 
 impl Allocator {
     /// Brings what is told to kubelet and API server into step with the ledger, and gives claims what they lack once there is
@@ -120,24 +103,8 @@ impl Allocator {
     }
 }
 
-impl Grant {
-    fn of(parts: &[(&str, &Binding)]) -> Self {
-        let percent = |binding: &Binding| format!("{}", (binding.grant.percent() * 10.0).round() / 10.0);
-        let gpus: BTreeSet<_> = parts.iter().map(|(_, binding)| binding.gpu.0.as_str()).collect();
-        let quota = match parts {
-            [(_, one)] => percent(one),
-            several => {
-                let each: Vec<_> =
-                    several.iter().map(|(name, one)| format!("{name}={}", percent(one))).collect();
-                each.join(",")
-            }
-        };
-        Self { quota, gpu: gpus.into_iter().collect::<Vec<_>>().join(",") }
-    }
-}
-
 /// Sends a value to those who watch, if it is another one.
-fn replace<T: PartialEq>(to: &watch::Sender<T>, value: T) {
+pub(crate) fn replace<T: PartialEq>(to: &watch::Sender<T>, value: T) {
     to.send_if_modified(|old| {
         let differs = *old != value;
         if differs {
