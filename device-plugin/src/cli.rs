@@ -23,7 +23,7 @@ use crate::health;
 use crate::inventory::{NvmlInventory, SharingChoice};
 use crate::kubelet::Form;
 use crate::kubelet::resource::Resource;
-use crate::kubelet::serve;
+use crate::kubelet::serve::{self, FrontEnd};
 use crate::mps::{Mps, MpsChoice};
 use crate::standalone::{Agent, Config};
 use crate::table;
@@ -38,7 +38,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the node agent as a device plugin of the kubelet.
+    /// Runs the node agent for the kubelet: as a device plugin, or as a driver of dynamic resource allocation.
     Serve(Box<Serve>),
     /// Runs the node agent without Kubernetes.
     Standalone(Box<Standalone>),
@@ -96,6 +96,17 @@ struct Standalone {
 struct Serve {
     #[command(flatten)]
     node: Standalone,
+    /// How the kubelet comes to hand out GPUs.
+    #[arg(long, env = "GPUFN_FRONT_END", value_enum, default_value = "plugin")]
+    front_end: FrontEnd,
+    /// The kubelet's folder of sockets by which it finds drivers.
+    #[arg(
+        long,
+        env = "GPUFN_REGISTRY",
+        value_name = "DIR",
+        default_value = "/var/lib/kubelet/plugins_registry"
+    )]
+    registry: PathBuf,
     /// Name of the extended resource.
     #[arg(long, env = "GPUFN_RESOURCE", value_name = "NAME", default_value = RESOURCE)]
     resource: Resource,
@@ -160,12 +171,23 @@ enum LogFormat {
 impl Cli {
     /// What does not go together, though each is allowed.
     fn conflict(&self) -> Option<clap::Error> {
+        let conflict = |text: &str| Some(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, text));
         let (node, division) = match &self.command {
             Command::Standalone(node) => (&**node, None),
+            Command::Serve(serve) if serve.front_end == FrontEnd::Dra => {
+                if serve.inject != Form::Cdi {
+                    return conflict("--inject is classic, allowed is cdi with --front-end dra\n");
+                }
+                if serve.node_name.is_none() {
+                    return conflict(
+                        "--node-name is not given, allowed is the node's name at the API server with --front-end dra\n",
+                    );
+                }
+                (&serve.node, None)
+            }
             Command::Serve(serve) => (&serve.node, Some(serve.node.units)),
             Command::Status(_) => return None,
         };
-        let conflict = |text: &str| Some(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, text));
         if node.mps == Some(MpsChoice::Start) && node.sharing == SharingChoice::Exclusive {
             return conflict(
                 "--mps is start and --sharing is exclusive, allowed is --sharing mps or auto with it\n",
@@ -260,6 +282,8 @@ fn serve(options: Serve) -> anyhow::Result<()> {
     raise_file_limit();
     let (config, inventory) = config(options.node);
     let options = serve::Options {
+        front_end: options.front_end,
+        registry: options.registry,
         resource: options.resource,
         plugins: options.plugins,
         pod_resources: options.pod_resources,
@@ -397,6 +421,22 @@ mod tests {
         assert!(conflict(&["--mps", "start", "--sharing", "exclusive"]).unwrap().contains("--mps is start"));
         assert_eq!(conflict(&["--mps", "start", "--sharing", "mps"]), None);
         assert_eq!(conflict(&["--mps", "off", "--sharing", "exclusive"]), None);
+    }
+
+    #[test]
+    fn what_claims_need_is_asked_for_at_once() {
+        let conflict = |arguments: &[&str]| {
+            let words = ["gpufn-node", "serve", "--front-end", "dra"].iter().chain(arguments);
+            Cli::try_parse_from(words).unwrap().conflict().map(|error| error.to_string())
+        };
+        assert!(conflict(&[]).unwrap().contains("--node-name is not given"));
+        let classic = conflict(&["--node-name", "node-1", "--inject", "classic"]).unwrap();
+        assert!(classic.contains("--inject is classic, allowed is cdi"));
+        assert_eq!(
+            conflict(&["--node-name", "node-1", "--units", "7"]),
+            None,
+            "units don't matter to claims"
+        );
     }
 
     #[test]

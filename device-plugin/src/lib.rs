@@ -14,7 +14,8 @@
 //! | [`cdi`] | the same and the mounts, as container runtimes read them |
 //! | [`mps`] | NVIDIA's multi-process service: its daemon's life |
 //! | [`fit`] | the form of a share that fits where the one asked for does not (pure) |
-//! | [`kubelet`] | the front end for the kubelet: devices, registration, pods |
+//! | [`kubelet`] | the front end for the kubelet as a device plugin: devices, registration, pods |
+//! | [`dra`] | the front end for dynamic resource allocation: claims |
 //! | [`control`] | the control API, and the handle that it calls |
 //! | [`metrics`] | what is exported |
 //! | [`standalone`] | start, restore and stop without Kubernetes |
@@ -30,6 +31,7 @@ pub mod cli;
 mod clock;
 mod containers;
 pub mod control;
+pub mod dra;
 pub mod environment;
 pub mod fit;
 pub mod health;

@@ -1,4 +1,4 @@
-//! The agent with the kubelet's front end, from start to stop.
+//! The agent with a front end for the kubelet, from start to stop: the device plugin, or [`crate::dra`].
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,19 +22,36 @@ use super::podresources::PodResources;
 use super::resource::Resource;
 use super::{Unhealthy, install, registration};
 use crate::clock::monotonic;
+use crate::dra;
 use crate::inventory::Inventory;
 use crate::standalone::{Agent, Config, StartError};
 
 /// How often what is told is compared with the ledger. Each difference costs the scheduler a node status.
-const REFRESH: Duration = Duration::from_secs(1);
+pub(crate) const REFRESH: Duration = Duration::from_secs(1);
 /// Longest time between two looks at the kubelet's list.
 const RECONCILE: Duration = Duration::from_secs(10);
+/// How long NVML has to say what kinds of GPUs there are.
+const KINDS: Duration = Duration::from_secs(5);
 /// How often a new agent looks whether the one before it has left the state folder.
 const TURN: Duration = Duration::from_millis(50);
+
+/// How the kubelet comes to hand out GPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum FrontEnd {
+    /// As a device plugin: units of an extended resource.
+    #[default]
+    Plugin,
+    /// As a driver of dynamic resource allocation: claims.
+    Dra,
+}
 
 /// What the front end is started with, beside the agent's own configuration.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Which one.
+    pub front_end: FrontEnd,
+    /// The kubelet's folder of sockets by which it finds drivers.
+    pub registry: PathBuf,
     /// The extended resource.
     pub resource: Resource,
     /// The kubelet's folder of plugins.
@@ -71,7 +88,11 @@ pub async fn run(
         .with_context(|| format!("the hook library can't be installed in {}", options.install.display()))?;
     config.hook = Some(hook);
     let Some(agent) = start(&config, inventory, &stop).await? else { return Ok(()) };
-    let front = Front::start(&agent, &config, &options).await?;
+    let injector = injector(&agent, &config, &options)?;
+    let front = match options.front_end {
+        FrontEnd::Plugin => Front::plugin(&agent, &config, &options, injector).await?,
+        FrontEnd::Dra => dra::serve::start(&agent, &options, injector, inventory.traits(KINDS)).await?,
+    };
     ready(&agent)?;
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
@@ -114,23 +135,32 @@ async fn agent_ends(agent: &Agent) {
     }
 }
 
-/// The front end's tasks.
+fn injector(agent: &Agent, config: &Config, options: &Options) -> anyhow::Result<Injector> {
+    let folder = agent.socket().parent().unwrap_or(&config.state);
+    let injector = Injector {
+        form: options.form,
+        sockets: folder.join(state::SOCKETS),
+        folder: options.cdi.clone(),
+        gpu_kind: options.gpu_kind.clone(),
+    };
+    injector.link(agent.socket()).context("the containers' socket can't be linked")?;
+    Ok(injector)
+}
+
+/// A front end's tasks.
 #[derive(Debug)]
-struct Front {
-    tasks: JoinSet<()>,
-    stop: CancellationToken,
+pub(crate) struct Front {
+    pub(crate) tasks: JoinSet<()>,
+    pub(crate) stop: CancellationToken,
 }
 
 impl Front {
-    async fn start(agent: &Agent, config: &Config, options: &Options) -> anyhow::Result<Self> {
-        let folder = agent.socket().parent().unwrap_or(&config.state);
-        let injector = Injector {
-            form: options.form,
-            sockets: folder.join(state::SOCKETS),
-            folder: options.cdi.clone(),
-            gpu_kind: options.gpu_kind.clone(),
-        };
-        injector.link(agent.socket()).context("the containers' socket can't be linked")?;
+    async fn plugin(
+        agent: &Agent,
+        config: &Config,
+        options: &Options,
+        injector: Injector,
+    ) -> anyhow::Result<Self> {
         let division = Division { per_gpu: config.units, smallest: options.smallest, grace: options.grace };
         let (allocator, outlets) = Allocator::restore(agent.handle(), division, injector.clone()).await?;
         let allocator = Arc::new(Mutex::new(allocator));
@@ -200,7 +230,7 @@ async fn keep_in_step(
 }
 
 /// The GPUs that take no new containers.
-fn unhealthy(health: &BTreeMap<GpuId, Health>) -> Unhealthy {
+pub(crate) fn unhealthy(health: &BTreeMap<GpuId, Health>) -> Unhealthy {
     let broken = health.iter().filter(|(_, health)| !health.takes_bindings());
     broken.map(|(gpu, health)| (gpu.clone(), health.why().unwrap_or_default().into())).collect()
 }
