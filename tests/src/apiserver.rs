@@ -1,5 +1,5 @@
 //! An API server as the node agent meets it: pods with annotations that are listed, watched and patched, a node with
-//! labels, and events. It knows nothing else, and refuses what it does not know.
+//! labels, events, resource claims, and the node's resource slices. It knows nothing else, and refuses what it does not know.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -19,7 +19,11 @@ use tokio::sync::broadcast;
 
 use crate::wait::until;
 
+mod resources;
+
 const PATIENCE: Duration = Duration::from_secs(10);
+/// UID of every node.
+const NODE_UID: &str = "node-uid-1";
 /// Changes that a watcher may fall behind.
 const CHANGES: usize = 1024;
 
@@ -35,6 +39,7 @@ pub struct ApiServer {
 struct Shared {
     content: Mutex<Content>,
     changes: broadcast::Sender<Value>,
+    slice_changes: broadcast::Sender<Value>,
 }
 
 #[derive(Debug, Default)]
@@ -44,17 +49,31 @@ struct Content {
     pods: BTreeMap<(String, String), Value>,
     labels: BTreeMap<String, String>,
     events: Vec<Value>,
+    /// Resource claims, by namespace and name.
+    claims: BTreeMap<(String, String), Value>,
+    /// Resource slices, by name.
+    slices: BTreeMap<String, Value>,
+    /// How often slices were written, and listed.
+    slice_writes: usize,
+    slice_lists: usize,
+    /// How often a claim was asked for.
+    claim_reads: usize,
+    /// Requests for claims are answered by an error.
+    is_down: bool,
 }
 
 impl ApiServer {
     /// Starts one with no pods.
     pub async fn start() -> Self {
-        let shared = Arc::new(Shared { content: Mutex::default(), changes: broadcast::channel(CHANGES).0 });
+        let changes = || broadcast::channel(CHANGES).0;
+        let shared =
+            Arc::new(Shared { content: Mutex::default(), changes: changes(), slice_changes: changes() });
         let router = Router::new()
             .route("/api/v1/pods", get(list))
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(read).patch(annotate))
-            .route("/api/v1/nodes/{name}", patch(label))
+            .route("/api/v1/nodes/{name}", patch(label).get(node))
             .route("/apis/events.k8s.io/v1/namespaces/{namespace}/events", post(event))
+            .merge(resources::router())
             .with_state(Arc::clone(&shared));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("a listener has an address");
@@ -175,27 +194,9 @@ async fn list(State(shared): Shares, Query(query): Query<BTreeMap<String, String
     if wanted != (Some("spec.nodeName=node-1"), Some("gpufn.dev/enabled=true")) {
         return (StatusCode::BAD_REQUEST, format!("{query:?}")).into_response();
     }
-    if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") {
-        // From now on: nothing changes between a list and the watch after it, in a test that waits for the first.
-        let since: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
-        let (changes, missed) = {
-            let content = content(&shared);
-            let newer = |pod: &&Value| {
-                pod["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0) > since
-            };
-            let missed: Vec<_> = content.pods.values().filter(newer).cloned().collect();
-            (shared.changes.subscribe(), missed)
-        };
-        let missed: Vec<_> = missed.into_iter().map(|pod| json!({"type": "ADDED", "object": pod})).collect();
-        let stream =
-            futures_util::stream::unfold((missed.into_iter(), changes), async |(mut missed, mut changes)| {
-                let change = match missed.next() {
-                    Some(change) => change,
-                    None => changes.recv().await.ok()?,
-                };
-                Some((Ok::<_, Infallible>(format!("{change}\n")), (missed, changes)))
-            });
-        return Body::from_stream(stream).into_response();
+    if is_watch(&query) {
+        let content = content(&shared);
+        return watch(&query, content.pods.values(), shared.changes.subscribe());
     }
     let content = content(&shared);
     let items: Vec<_> = content.pods.values().cloned().collect();
@@ -206,6 +207,35 @@ async fn list(State(shared): Shares, Query(query): Query<BTreeMap<String, String
         "items": items,
     });
     Json(list).into_response()
+}
+
+/// Whether a query asks for what changes from now on.
+fn is_watch(query: &BTreeMap<String, String>) -> bool {
+    query.get("watch").is_some_and(|watch| watch == "true" || watch == "1")
+}
+
+/// The changes of `objects` since the version that `query` names: nothing changes between a list and the watch after it, in a
+/// test that waits for the first.
+fn watch<'a>(
+    query: &BTreeMap<String, String>,
+    objects: impl Iterator<Item = &'a Value>,
+    changes: broadcast::Receiver<Value>,
+) -> Response {
+    let since: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+    let newer = |object: &&Value| {
+        object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0) > since
+    };
+    let missed: Vec<_> =
+        objects.filter(newer).map(|object| json!({"type": "ADDED", "object": object})).collect();
+    let stream =
+        futures_util::stream::unfold((missed.into_iter(), changes), async |(mut missed, mut changes)| {
+            let change = match missed.next() {
+                Some(change) => change,
+                None => changes.recv().await.ok()?,
+            };
+            Some((Ok::<_, Infallible>(format!("{change}\n")), (missed, changes)))
+        });
+    Body::from_stream(stream).into_response()
 }
 
 fn missing() -> Response {
@@ -240,6 +270,11 @@ async fn label(State(shared): Shares, Named(name): Named<String>, Json(patch): J
         content.labels.insert(key.clone(), value.as_str().unwrap_or_default().into());
     }
     Json(json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": name}}))
+}
+
+async fn node(Named(name): Named<String>) -> Json<Value> {
+    let metadata = json!({"name": name, "uid": NODE_UID});
+    Json(json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata}))
 }
 
 async fn event(State(shared): Shares, Json(event): Json<Value>) -> Json<Value> {

@@ -12,6 +12,7 @@ pub mod command;
 pub mod control;
 pub mod delivery;
 pub mod device_manager;
+pub mod driver;
 pub mod function;
 pub mod gateway;
 pub mod go;

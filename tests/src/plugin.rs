@@ -1,4 +1,4 @@
-//! `gpufn-node serve` with simulated GPUs, beside a kubelet and an API server of the tests.
+//! `gpufn-node serve` with simulated GPUs, beside a kubelet and an API server of the tests: as a device plugin, or as a driver.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -46,6 +46,12 @@ impl Builder {
     pub fn exclusive(mut self) -> Self {
         self.mode = "exclusive".into();
         self
+    }
+
+    /// As a driver of dynamic resource allocation.
+    #[must_use]
+    pub fn driver(self) -> Self {
+        self.with(&["--front-end", "dra"])
     }
 
     /// Further arguments of the agent.
@@ -220,6 +226,11 @@ impl Plugin {
         says_ready(&mut self.agent, "listening on").await;
     }
 
+    /// Starts agents with these further arguments from now on, instead of those that they had.
+    pub fn replace_arguments(&mut self, arguments: &[&str]) {
+        self.options.arguments = arguments.iter().map(ToString::to_string).collect();
+    }
+
     /// Starts an agent beside the one that runs, as an upgrade does; returns the older one.
     pub fn upgrade(&mut self) -> Process {
         let newer = self.spawn_another();
@@ -262,6 +273,7 @@ fn spawn(place: &Place, options: &Builder, hook: &Path, number: usize) -> Proces
         .kubelet
         .clone()
         .unwrap_or_else(|| (at("device-plugins"), at("pod-resources").join("kubelet.sock")));
+    command.arg("--registry").arg(plugins.with_file_name("plugins_registry"));
     command.arg("--plugins").arg(plugins).arg("--pod-resources").arg(pod_resources);
     command.arg("--cdi").arg(options.cdi.clone().unwrap_or_else(|| at("cdi")));
     command.arg("--install").arg(at("opt"));
