@@ -333,7 +333,7 @@ impl Owner {
         match page {
             Ok(page) => {
                 tracing::debug!(binding = %id, pid, slot, "process attached");
-                connection.answer(&ToContainer::Attached { slot }, Some(page));
+                connection.answer(&ToContainer::Attached { slot, pid: connection.pid }, Some(page));
                 self.connections.insert(process, connection);
                 // It may have said more without waiting for the answer.
                 if !self.obey(process) {

@@ -42,7 +42,7 @@ impl Peer {
         let mut peer = Self::connect(socket)?;
         peer.say(&FromContainer::Attach { binding: binding.clone(), pid: 1, memory })?;
         match peer.hear()? {
-            ToContainer::Attached { slot } => peer.slot = slot as u64,
+            ToContainer::Attached { slot, .. } => peer.slot = slot as u64,
             other => bail!("{other:?}"),
         }
         ensure!(peer.page.is_some(), "no page came with the answer");

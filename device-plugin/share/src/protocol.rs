@@ -8,7 +8,7 @@
 //! hook                                   node agent
 //!  │ attach {binding, pid}                │
 //!  │ ───────────────────────────────────► │
-//!  │ ◄─────────────── attached {slot}     │
+//!  │ ◄────────── attached {slot, pid}     │
 //!  │ want                                 │  the page's slot turns odd: the right is held
 //!  │ ───────────────────────────────────► │
 //!  │       (launches; no message at all)  │
@@ -94,6 +94,10 @@ pub enum ToContainer {
     Attached {
         /// Its slot in the page.
         slot: usize,
+        /// Its number on the node, if the agent can see it. In a container it knows itself by another; management libraries
+        /// list it by this one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid: Option<u32>,
     },
     /// Whether the memory may be taken, and what the binding's processes hold together after that.
     Reserved {

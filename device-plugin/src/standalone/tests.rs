@@ -187,7 +187,7 @@ impl Process {
         process.say(&FromContainer::Attach { binding, pid: 1, memory });
         let mut line = [0; 256];
         let (count, page) = handover::receive(process.stream.get_ref(), &mut line).unwrap();
-        let ToContainer::Attached { slot } = serde_json::from_slice(&line[..count]).unwrap() else {
+        let ToContainer::Attached { slot, .. } = serde_json::from_slice(&line[..count]).unwrap() else {
             panic!("not attached")
         };
         Self { slot, page: Some(PageReader::map(page.unwrap()).unwrap()), ..process }

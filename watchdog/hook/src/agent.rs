@@ -83,8 +83,19 @@ pub(crate) struct Agent {
     answered: Condvar,
 }
 
-/// Joins the binding with `memory` held already; brings its page, and says which slot of it is this process's.
-pub(crate) fn attach(place: &Place, memory: Bytes) -> io::Result<(Lines, PageReader, usize)> {
+/// What joining a binding brings.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    pub(crate) lines: Lines,
+    pub(crate) page: PageReader,
+    /// This process's slot in the page.
+    pub(crate) slot: usize,
+    /// The number by which the management library lists this process: the node's, where the agent says it.
+    pub(crate) listed: u32,
+}
+
+/// Joins the binding with `memory` held already.
+pub(crate) fn attach(place: &Place, memory: Bytes) -> io::Result<Joined> {
     let stream = UnixStream::connect(&place.socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -92,11 +103,12 @@ pub(crate) fn attach(place: &Place, memory: Bytes) -> io::Result<(Lines, PageRea
     write(&stream, &FromContainer::Attach { binding, pid: std::process::id(), memory })?;
     let mut lines = Lines { stream: Arc::new(stream), buffer: Vec::new(), page: None };
     match lines.next()? {
-        ToContainer::Attached { slot } => {
+        ToContainer::Attached { slot, pid } => {
             lines.stream.set_read_timeout(Some(LOOK))?;
             let page =
                 lines.page.take().ok_or_else(|| io::Error::other("answer to attach brings no page"))?;
-            Ok((lines, PageReader::map(page)?, slot))
+            let listed = pid.unwrap_or_else(std::process::id);
+            Ok(Joined { lines, page: PageReader::map(page)?, slot, listed })
         }
         ToContainer::Refused { error } => Err(io::Error::other(format!("refused: {error}"))),
         other => {

@@ -18,7 +18,7 @@ use crate::abi::{
 use crate::config::{Share, config};
 use crate::driver;
 use crate::memory::Usage;
-use crate::session::session;
+use crate::session::{Session, session};
 use crate::wrappers::wrappers;
 
 /// Longest UUID that the library writes, with its zero (`NVML_DEVICE_UUID_V2_BUFFER_SIZE`).
@@ -107,19 +107,20 @@ unsafe fn list<T>(processes: &[T], count: *mut u32, out: *mut T) -> Status {
     Status::SUCCESS
 }
 
-/// Keeps of the samples only those of this process.
+/// Keeps of the samples only those of this process, which the library lists as `listed`, under the number that it knows itself
+/// by.
 ///
 /// # Safety
 /// The library has just written so many.
-unsafe fn keep_own(samples: *mut NvmlSample, count: *mut u32) {
+unsafe fn keep_own(listed: u32, samples: *mut NvmlSample, count: *mut u32) {
     // SAFETY: the caller's promise.
     let (samples, count) =
         unsafe { (core::slice::from_raw_parts_mut(samples, *count as usize), &mut *count) };
     let pid = std::process::id();
     let mut kept = 0;
     for at in 0..samples.len() {
-        if samples[at].pid == pid {
-            samples[kept] = samples[at];
+        if samples[at].pid == listed {
+            samples[kept] = NvmlSample { pid, ..samples[at] };
             kept += 1;
         }
     }
@@ -198,7 +199,7 @@ wrappers! {
         let status = real();
         if status.is_ok() && !samples.is_null() && activity(device).is_some() {
             // SAFETY: the library succeeded, so it wrote as many as it says.
-            unsafe { keep_own(samples, count) };
+            unsafe { keep_own(session().map_or(0, Session::listed_as), samples, count) };
         }
         status
     }
@@ -246,11 +247,11 @@ mod tests {
 
     #[test]
     fn samples_of_other_processes_are_left_out() {
-        let own = std::process::id();
+        let (own, listed) = (std::process::id(), 4021);
         let sample = |pid| NvmlSample { pid, time: u64::from(pid), percent: [1; 4] };
-        let (mut samples, mut count) = ([sample(own + 1), sample(own), sample(own + 2)], 3);
+        let (mut samples, mut count) = ([sample(listed + 1), sample(listed), sample(listed + 2)], 3);
         // SAFETY: there are three.
-        unsafe { keep_own(samples.as_mut_ptr(), &raw mut count) };
-        assert_eq!((count, samples[0].pid), (1, own));
+        unsafe { keep_own(listed, samples.as_mut_ptr(), &raw mut count) };
+        assert_eq!((count, samples[0].pid, samples[0].time), (1, own, listed.into()));
     }
 }

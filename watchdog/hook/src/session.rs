@@ -3,7 +3,7 @@
 //! It owns the parts (gate, harvester, memory, connection) and their threads; each part's rules are its own.
 
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use core::time::Duration;
 use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -16,7 +16,7 @@ use gpu_share::quota::WINDOW;
 use gpu_share::units::{Bytes, Nanos, Quota};
 
 use crate::abi::Status;
-use crate::agent::{self, Agent, Lines, Reserved};
+use crate::agent::{self, Agent, Joined, Lines, Reserved};
 use crate::config::{Config, Place, Share, config, say};
 use crate::cost::Costs;
 use crate::gate::{Gate, Outside};
@@ -43,6 +43,7 @@ pub(crate) struct Session {
     place: Place,
     page: AtomicPtr<PageReader>,
     slot: AtomicUsize,
+    listed: AtomicU32,
     pub(crate) agent: Agent,
     pub(crate) gate: Gate,
     pub(crate) costs: Costs,
@@ -69,14 +70,20 @@ impl Session {
         self.page().limits().ok()
     }
 
+    /// The number by which the management library lists this process.
+    pub(crate) fn listed_as(&self) -> u32 {
+        self.listed.load(Ordering::Relaxed)
+    }
+
     /// Joins the binding at `place`.
     fn join(place: &Place) -> io::Result<&'static Self> {
-        let (lines, page, slot) = agent::attach(place, Bytes::ZERO)?;
+        let Joined { lines, page, slot, listed } = agent::attach(place, Bytes::ZERO)?;
         let page = keep_page(page, place, slot)?;
         let session: &'static Self = Box::leak(Box::new(Self {
             place: place.clone(),
             page: AtomicPtr::new(ptr::from_ref(page).cast_mut()),
             slot: AtomicUsize::new(slot),
+            listed: AtomicU32::new(listed),
             agent: Agent::default(),
             gate: Gate::new(&page.slots[slot].right),
             costs: Costs::default(),
@@ -135,7 +142,8 @@ impl Session {
         loop {
             thread::park_timeout(RETRY);
             let joined = self.memory.join(|held| {
-                let (lines, page, slot) = agent::attach(&self.place, held)?;
+                let Joined { lines, page, slot, listed } = agent::attach(&self.place, held)?;
+                self.listed.store(listed, Ordering::Relaxed);
                 let page = keep_page(page, &self.place, slot)?;
                 self.agent.connect(&lines);
                 io::Result::Ok((lines, slot, page))

@@ -25,7 +25,7 @@ const PROCESSES: usize = 256;
 struct Sight {
     /// What is taken of the card by all.
     taken: Bytes,
-    /// What this process takes, if it is listed under the number that it knows itself by.
+    /// What this process takes, if it is listed.
     own: Option<Bytes>,
 }
 
@@ -48,17 +48,21 @@ fn look(session: &Session) -> Option<Sight> {
     let mut memory = NvmlMemory { total: 0, free: 0, used: 0 };
     driver::nvml_memory(device, &mut memory)
         .is_ok()
-        .then(|| Sight { taken: Bytes(memory.used), own: own(device) })
+        .then(|| Sight { taken: Bytes(memory.used), own: own(session, device) })
 }
 
-fn own(device: Handle) -> Option<Bytes> {
+fn own(session: &Session, device: Handle) -> Option<Bytes> {
     let mut list = vec![NvmlProcess::default(); PROCESSES];
     let mut count = u32::try_from(PROCESSES).unwrap_or(0);
     let listed = driver::nvml_processes(device, &mut count, list.as_mut_ptr()).is_ok();
     let count = if listed { usize::try_from(count).unwrap_or(0) } else { 0 };
-    let own = list.iter().take(count).find(|process| process.pid == std::process::id());
+    used_by(session.listed_as(), list.get(..count).unwrap_or(&list))
+}
+
+fn used_by(pid: u32, list: &[NvmlProcess]) -> Option<Bytes> {
+    let found = list.iter().find(|process| process.pid == pid);
     // All ones: the driver does not tell.
-    own.map(|process| Bytes(process.used)).filter(|bytes| bytes.0 != u64::MAX)
+    found.map(|process| Bytes(process.used)).filter(|bytes| bytes.0 != u64::MAX)
 }
 
 /// What came to the card between the two looks through a context of this process, which holds `held` otherwise.
@@ -119,7 +123,7 @@ pub(super) fn charge_current(session: &Session) {
     if green::share(session).is_some() && !green::is_part(context) {
         Gap::Elsewhere.note(context);
     }
-    let own = device(session).and_then(own).unwrap_or_default();
+    let own = device(session).and_then(|device| own(session, device)).unwrap_or_default();
     let bytes = own.saturating_sub(session.memory.held()).min(MOST);
     if !charge(session, context, bytes) {
         // It is there: it counts as nothing rather than being asked about again and again.
@@ -173,6 +177,16 @@ mod tests {
     fn a_context_takes_what_the_process_takes_more() {
         assert_eq!(overhead(sight(100, None), sight(1000, Some(300))), Bytes::mib(300));
         assert_eq!(overhead(sight(100, Some(300)), sight(1000, Some(550))), Bytes::mib(250));
+    }
+
+    #[test]
+    fn a_process_is_found_by_the_number_that_the_node_has_for_it() {
+        let process = |pid, mib| NvmlProcess { pid, used: Bytes::mib(mib).0, ..NvmlProcess::default() };
+        // The first is of the node, and has by chance the number that this process has in its container.
+        let list = [process(7, 900), process(4021, 300)];
+        assert_eq!(used_by(4021, &list), Some(Bytes::mib(300)));
+        assert_eq!(used_by(8, &list), None);
+        assert_eq!(used_by(9, &[NvmlProcess { used: u64::MAX, ..process(9, 0) }]), None);
     }
 
     #[test]

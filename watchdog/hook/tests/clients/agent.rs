@@ -276,7 +276,7 @@ impl Shared {
             let free = (0..SLOTS).find(|slot| !state.connections.contains_key(slot)).unwrap();
             state.connections.insert(free, (stream.try_clone().unwrap(), *memory));
             *slot = Some(free);
-            return Some(ToContainer::Attached { slot: free });
+            return Some(ToContainer::Attached { slot: free, pid: None });
         }
         let slot = slot.unwrap();
         match message {
