@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gpu_share::units::{Quota, Units};
+use gpu_share::units::{Bytes, Quota, Units};
 use serde_json::json;
 use tests::cluster::gpu_node::{GpuNode, GpuPod};
 use tests::cluster::tenant::phase;
@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const SPAN: Duration = Duration::from_secs(8);
 /// How far from its quota a pod's part of the time may be, percentage points.
 const TOLERANCE: f64 = 1.5;
+/// What a context takes of the simulated card.
+const CONTEXT: Bytes = Bytes::mib(300);
 /// Length of the audit client's kernels.
 const KERNEL: Duration = Duration::from_millis(1);
 
@@ -76,6 +78,9 @@ async fn eight_pods_share_one_gpu_each_with_its_quota() {
 
     let [gpu] = <[_; 1]>::try_from(node.plugin.control().status().await.unwrap().gpus).unwrap();
     assert_eq!((gpu.bindings.len(), gpu.free_units), (8, Units(4)));
+    // Each counts its own context, though all were made at once and no process knows its number on the node.
+    let held: Vec<_> = gpu.bindings.iter().map(|one| one.memory_used).collect();
+    assert!(held.iter().all(|held| *held == CONTEXT), "{held:?}");
     let devices = gpu.bindings.iter().flat_map(|one| one.binding.owner.devices.clone());
     assert_eq!(devices.collect::<BTreeSet<_>>().len(), 16, "nobody has another's");
 }
@@ -117,5 +122,30 @@ async fn what_does_not_fit_stays_pending_says_why_and_starts_when_there_is_room(
         node.tenant.delete(name).await;
     }
     let started = node.running("split").await;
+    assert_eq!(started.binding.binding.share.floor, Quota::from_percent(60).unwrap());
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: make e2e"]
+async fn a_pod_that_finds_the_units_but_no_gpu_with_its_memory_waits_with_an_event_until_there_is_room() {
+    let node = GpuNode::start(Plugin::builder().gpus(2).with(&["--grace", "1s"]), &[]).await;
+    node.until_allocatable(40).await;
+    for name in ["one", "other"] {
+        node.run(&GpuPod::inference(name).units(12)).await;
+    }
+    // Nobody said that the units must be on one GPU, so the scheduler takes the 8 of each for 16.
+    node.tenant.create(&GpuPod::inference("waits").units(12).annotation("memory", "9Gi").pod()).await;
+    let event = until("the agent's word", PATIENCE, async || {
+        let events = node.tenant.events("waits").await;
+        events.into_iter().find(|event| event.starts_with("GpuShareUnavailable"))
+    })
+    .await;
+    assert!(event.contains("main does not start yet: ") && event.contains("GiB"), "{event}");
+    assert_eq!(phase(&node.tenant.pod("waits").await), "Pending");
+    let bindings = node.bindings().await;
+    let gpu = |pod: &str| bindings[pod].binding.gpu.clone();
+    let neighbour = ["one", "other"].into_iter().find(|name| gpu(name) == gpu("waits")).unwrap();
+    node.tenant.delete(neighbour).await;
+    let started = node.running("waits").await;
     assert_eq!(started.binding.binding.share.floor, Quota::from_percent(60).unwrap());
 }

@@ -114,5 +114,7 @@ async fn a_changed_quota_is_at_the_hook_within_100_ms_and_the_pod_runs_on() {
     vertical.until_annotated("20").await;
     node.until_allocatable(20).await;
     assert_eq!(node.binding("grows").await.binding.share.floor, Quota::from_percent(20).unwrap());
-    assert_eq!(container(&node.tenant.pod("grows").await), before, "it never started again");
+    let pod = node.tenant.pod("grows").await;
+    assert_eq!(pod.metadata.annotations.as_ref().unwrap()["gpufn.dev/gpu"], grows.binding.binding.gpu.0);
+    assert_eq!(container(&pod), before, "it never started again");
 }
