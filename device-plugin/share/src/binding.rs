@@ -1,6 +1,7 @@
 //! A binding: a share bound to one container on one GPU.
 
 use core::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -73,9 +74,9 @@ pub struct Owner {
     /// In Kubernetes, the container of the pod.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub container: String,
-    /// In Kubernetes, the devices that the kubelet counts for it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub devices: Vec<String>,
+    /// In Kubernetes, the devices that the kubelet counts for it. Shared: many, and told often.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub devices: Arc<[Arc<str>]>,
     /// In Kubernetes, the claim that it was allocated to, if it was asked for by one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<Box<ClaimPart>>,

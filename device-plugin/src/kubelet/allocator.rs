@@ -5,6 +5,7 @@
 //! the ledger. Calls take effect one after another: who holds the allocator holds it until the owner has answered.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use gpu_share::annotations::Shape;
 use gpu_share::binding::{Binding, BindingId, GpuId, Owner};
@@ -456,8 +457,8 @@ fn busy(status: &NodeStatus) -> BTreeSet<BindingId> {
     all.filter(|one| !one.processes.is_empty()).map(|one| one.binding.id.clone()).collect()
 }
 
-fn names(devices: &BTreeSet<DeviceId>) -> Vec<String> {
-    devices.iter().map(ToString::to_string).collect()
+fn names(devices: &BTreeSet<DeviceId>) -> Arc<[Arc<str>]> {
+    devices.iter().map(|device| device.0.clone()).collect()
 }
 
 fn unknown(id: &BindingId) -> Refused {

@@ -216,7 +216,7 @@ mod tests {
     }
 
     fn devices(units: &[u32]) -> BTreeSet<DeviceId> {
-        units.iter().map(|unit| DeviceId(format!("g-{unit:02}of20"))).collect()
+        units.iter().map(|unit| DeviceId::from(format!("g-{unit:02}of20"))).collect()
     }
 
     fn claim(units: &[u32], is_started: bool) -> Claim {

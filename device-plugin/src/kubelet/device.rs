@@ -6,13 +6,20 @@
 
 use core::fmt;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use gpu_share::binding::GpuId;
 use gpu_share::units::Units;
 
-/// Name of a device.
+/// Name of a device, cheap to copy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceId(pub String);
+pub struct DeviceId(pub Arc<str>);
+
+impl From<String> for DeviceId {
+    fn from(name: String) -> Self {
+        Self(name.into())
+    }
+}
 
 impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -99,7 +106,7 @@ pub(crate) fn distinct(gpus: &[GpuId]) -> Result<(), CatalogError> {
 
 fn name(gpu: &GpuId, unit: u32, per_gpu: Units) -> DeviceId {
     let width = per_gpu.0.saturating_sub(1).to_string().len().max(2);
-    DeviceId(format!("{}-{unit:0width$}of{}", short_name(gpu), per_gpu.0))
+    DeviceId::from(format!("{}-{unit:0width$}of{}", short_name(gpu), per_gpu.0))
 }
 
 /// FNV-1a of the UUID: short, spread out, and the same for ever. A UUID's own first digits need not differ between the

@@ -97,7 +97,7 @@ impl api::device_plugin_server::DevicePlugin for Plugin {
                 included: ids(request.must_include_device_ids),
                 size: usize::try_from(request.allocation_size).unwrap_or(0),
             };
-            let device_ids = allocator.prefer(&wanted).into_iter().map(|device| device.0).collect();
+            let device_ids = allocator.prefer(&wanted).iter().map(ToString::to_string).collect();
             api::ContainerPreferredAllocationResponse { device_ids }
         });
         Ok(Response::new(api::PreferredAllocationResponse { container_responses: preferred.collect() }))
@@ -144,12 +144,12 @@ impl From<Refused> for Status {
 }
 
 fn ids(names: Vec<String>) -> BTreeSet<DeviceId> {
-    names.into_iter().map(DeviceId).collect()
+    names.into_iter().map(DeviceId::from).collect()
 }
 
 fn snapshot(advert: &Advert) -> api::ListAndWatchResponse {
     let device = |(device, is_offered): &(DeviceId, bool)| api::Device {
-        id: device.0.clone(),
+        id: device.to_string(),
         health: if *is_offered { HEALTHY } else { UNHEALTHY }.into(),
     };
     api::ListAndWatchResponse { devices: advert.iter().map(device).collect() }

@@ -59,7 +59,7 @@ impl PodResources {
             for container in pod.containers {
                 let own =
                     container.devices.into_iter().filter(|one| one.resource_name == self.resource.as_str());
-                let devices: BTreeSet<_> = own.flat_map(|one| one.device_ids).map(DeviceId).collect();
+                let devices: BTreeSet<_> = own.flat_map(|one| one.device_ids).map(DeviceId::from).collect();
                 if !devices.is_empty() {
                     let pod = PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
                     listed.push((Container { pod, name: container.name }, devices));

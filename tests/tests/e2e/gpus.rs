@@ -81,7 +81,7 @@ async fn eight_pods_share_one_gpu_each_with_its_quota() {
     // Each counts its own context, though all were made at once and no process knows its number on the node.
     let held: Vec<_> = gpu.bindings.iter().map(|one| one.memory_used).collect();
     assert!(held.iter().all(|held| *held == CONTEXT), "{held:?}");
-    let devices = gpu.bindings.iter().flat_map(|one| one.binding.owner.devices.clone());
+    let devices = gpu.bindings.iter().flat_map(|one| one.binding.owner.devices.iter());
     assert_eq!(devices.collect::<BTreeSet<_>>().len(), 16, "nobody has another's");
 }
 
