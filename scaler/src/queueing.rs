@@ -42,31 +42,24 @@ impl Queue {
     /// off faster: there the exponent `2(1−ρ)` becomes the root of the M/D/n queue (Tijms, A First Course in Stochastic
     /// Models, 9.6). The two are mixed by how constant the service and how Poisson the arrivals are.
     pub fn wait_tail(&self, seconds: f64) -> f64 {
-        let load = self.load();
         if self.rate <= 0.0 || self.service <= 0.0 {
             return 0.0;
         }
-        if load.is_nan() || load >= 1.0 || seconds < 0.0 {
-            return 1.0;
-        }
-        let spread = (self.arrival_scv + self.service_scv).max(0.05);
-        let scaled = f64::from(self.servers) * seconds / (spread * self.service);
-        let root = constant_service_root(load);
-        let factor = (1.0 - load) / (load * (load * root.exp() - 1.0));
-        let constant = (factor * (-root * scaled).exp()).min(1.0);
-        let variable = (-2.0 * (1.0 - load) * scaled).exp();
-        let constancy = (1.0 - self.service_scv).clamp(0.0, 1.0) / self.arrival_scv.max(1.0);
-        (self.wait_probability() * (constancy * constant + (1.0 - constancy) * variable)).clamp(0.0, 1.0)
+        self.tail().filter(|_| seconds >= 0.0).map_or(1.0, |tail| tail.beyond(seconds))
     }
 
     /// The wait in seconds that a part `percentile` of the requests does not exceed; infinite in a queue that grows.
     pub fn wait_quantile(&self, percentile: f64) -> f64 {
         let beyond = (1.0 - percentile).clamp(1e-9, 1.0);
-        if self.wait_tail(0.0) <= beyond {
+        if self.rate <= 0.0 || self.service <= 0.0 {
+            return 0.0;
+        }
+        let Some(tail) = self.tail() else { return if beyond < 1.0 { f64::INFINITY } else { 0.0 } };
+        if tail.beyond(0.0) <= beyond {
             return 0.0;
         }
         let mut most = self.service.max(1e-9);
-        while self.wait_tail(most) > beyond {
+        while tail.beyond(most) > beyond {
             most *= 2.0;
             if most > 1e9 {
                 return f64::INFINITY;
@@ -75,9 +68,27 @@ impl Queue {
         let mut least = 0.0;
         for _ in 0..60 {
             let middle = 0.5 * (least + most);
-            if self.wait_tail(middle) > beyond { least = middle } else { most = middle }
+            if tail.beyond(middle) > beyond { least = middle } else { most = middle }
         }
         most
+    }
+
+    /// What the tail's formula needs, whatever the time that is asked for; nothing in a queue that grows.
+    fn tail(&self) -> Option<Tail> {
+        let load = self.load();
+        if load.is_nan() || load >= 1.0 {
+            return None;
+        }
+        let spread = (self.arrival_scv + self.service_scv).max(0.05);
+        let root = constant_service_root(load);
+        Some(Tail {
+            waits: self.wait_probability(),
+            constancy: (1.0 - self.service_scv).clamp(0.0, 1.0) / self.arrival_scv.max(1.0),
+            factor: (1.0 - load) / (load * (load * root.exp() - 1.0)),
+            constant: root,
+            variable: 2.0 * (1.0 - load),
+            scale: f64::from(self.servers) / (spread * self.service),
+        })
     }
 
     /// Mean wait in seconds: Pollaczek and Khinchine's, exact for one server and Poisson arrivals, scaled to n servers
@@ -93,6 +104,27 @@ impl Queue {
         let variability = 0.5 * (self.arrival_scv + self.service_scv);
         let waits = erlang_c(self.servers, self.rate * self.service);
         waits * variability * self.service / (f64::from(self.servers.max(1)) * (1.0 - load))
+    }
+}
+
+/// A queue's tail: `waits · (constancy · factor·exp(−constant·t) + (1 − constancy) · exp(−variable·t))` in scaled time.
+#[derive(Clone, Copy, Debug)]
+struct Tail {
+    waits: f64,
+    constancy: f64,
+    factor: f64,
+    constant: f64,
+    variable: f64,
+    scale: f64,
+}
+
+impl Tail {
+    /// Probability that a request waits for more than `seconds`.
+    fn beyond(&self, seconds: f64) -> f64 {
+        let scaled = self.scale * seconds;
+        let constant = (self.factor * (-self.constant * scaled).exp()).min(1.0);
+        let variable = (-self.variable * scaled).exp();
+        (self.waits * (self.constancy * constant + (1.0 - self.constancy) * variable)).clamp(0.0, 1.0)
     }
 }
 
@@ -118,17 +150,20 @@ pub fn erlang_c(servers: u32, offered: f64) -> f64 {
 /// The root x > 0 of `ρ(eˣ − 1) = x`: the waits of M/D/n fall off like `exp(−x·n·t/S)`. Near ρ = 1 it is `2(1−ρ)`.
 fn constant_service_root(load: f64) -> f64 {
     let excess = |x: f64| load * x.exp_m1() - x;
-    let mut least = 0.0;
-    let mut most = 2.0;
-    while excess(most) < 0.0 && most < 500.0 {
-        most *= 2.0;
+    let mut root = 2.0;
+    while excess(root) < 0.0 && root < 500.0 {
+        root *= 2.0;
     }
-    for _ in 0..50 {
-        let middle = 0.5 * (least + most);
-        if excess(middle) < 0.0 { least = middle } else { most = middle }
+    // Newton's steps from above stay above: the excess is convex. At x = 0 the equation holds too, and the factor of the
+    // tail divides by what is zero there.
+    for _ in 0..100 {
+        let step = excess(root) / (load * root.exp() - 1.0);
+        if step.is_nan() || step <= 1e-12 * root {
+            break;
+        }
+        root -= step;
     }
-    // From above: at x = 0 the equation holds too, and the factor of the tail divides by what is zero there.
-    most.max(1e-6)
+    root.max(1e-6)
 }
 
 #[cfg(test)]

@@ -233,7 +233,9 @@ impl Cluster {
         if self.policy.places() {
             self.update_views();
             let first = self.policy.decide(self.now, &self.views[..self.shown]);
-            first.into_iter().for_each(|decision| self.carry_out(decision.action));
+            for decision in first {
+                self.carry_out(decision.action);
+            }
         }
         for &(at, node) in &spec.faults.losses {
             self.queue.push(Nanos::from_secs_f64(at), Event::Lost(node));

@@ -2,7 +2,7 @@
 //! that a change of one does not shift the others.
 //!
 //! xoshiro256++ (Blackman and Vigna, "Scrambled linear pseudorandom number generators", ACM TOMS 2021), seeded by
-//! SplitMix64 as its authors advise.
+//! `SplitMix64` as its authors advise.
 
 /// One stream.
 #[derive(Clone, Debug)]

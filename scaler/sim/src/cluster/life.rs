@@ -20,13 +20,11 @@ impl Cluster {
     pub(super) fn start_wanted(&mut self, index: u32, ready: bool) -> bool {
         let view = &self.views[self.view_at[index as usize]];
         let share = self.policy.share(&view.wish, view.gpu_memory);
-        match self.best_fit(&share) {
-            Some(gpu) => self.start(index, share, gpu, true, ready),
-            None => {
-                self.functions[index as usize].outcome.refused += 1;
-                false
-            }
+        if let Some(gpu) = self.best_fit(&share) {
+            return self.start(index, share, gpu, true, ready);
         }
+        self.functions[index as usize].outcome.refused += 1;
+        false
     }
 
     /// Starts a replica on `gpu`.

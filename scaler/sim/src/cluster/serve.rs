@@ -51,15 +51,12 @@ impl Cluster {
 
     fn arrive(&mut self, index: u32) {
         let request = Request { arrived: self.now, function: index, replica: u32::MAX };
-        let id = match self.free_requests.pop() {
-            Some(id) => {
-                self.requests[id as usize] = request;
-                id
-            }
-            None => {
-                self.requests.push(request);
-                place_of(self.requests.len()) - 1
-            }
+        let id = if let Some(id) = self.free_requests.pop() {
+            self.requests[id as usize] = request;
+            id
+        } else {
+            self.requests.push(request);
+            place_of(self.requests.len()) - 1
         };
         self.alive += 1;
         self.report.most_alive = self.report.most_alive.max(self.alive);

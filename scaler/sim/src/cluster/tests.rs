@@ -77,10 +77,8 @@ fn steady(rate: f64, seconds: f64) -> Load {
 /// Says what it was given, one decision at each look, and nothing afterwards.
 struct Scripted(VecDeque<Vec<Action>>);
 
-impl Scripted {
-    fn new(script: impl IntoIterator<Item = Vec<Action>>) -> Box<dyn Policy> {
-        Box::new(Self(script.into_iter().collect()))
-    }
+fn scripted(script: impl IntoIterator<Item = Vec<Action>>) -> Box<dyn Policy> {
+    Box::new(Scripted(script.into_iter().collect()))
 }
 
 impl Policy for Scripted {
@@ -99,7 +97,7 @@ impl Policy for Scripted {
 }
 
 fn nothing() -> Box<dyn Policy> {
-    Scripted::new([])
+    scripted([])
 }
 
 fn production(name: &str) -> Box<dyn Policy> {
@@ -209,7 +207,7 @@ fn a_grant_reaches_the_gpu_after_its_delay_and_only_as_far_as_the_row_has_room()
     let mut spec = spec(vec![wide, other]);
     spec.cards.count = 1;
     let raise = |id: &str| Action::Grant { replica: id.into(), quota: Quota::WHOLE };
-    let mut cluster = Cluster::new(&spec, Scripted::new([vec![raise("r-1-1")]])).unwrap();
+    let mut cluster = Cluster::new(&spec, scripted([vec![raise("r-1-1")]])).unwrap();
     assert_eq!(cluster.gpus[0].replicas.len(), 2, "60 + 60 % of the SMs are one row");
     cluster.advance(Nanos::from_millis(215));
     assert_eq!(cluster.replicas[1].engine.grant(), percent(20));
@@ -235,7 +233,7 @@ fn scaling_starts_and_drains_replicas_and_a_cold_start_takes_its_time() {
     let mut script = vec![to(3)];
     script.extend(std::iter::repeat_n(Vec::new(), 100));
     script.push(to(1));
-    let mut cluster = Cluster::new(&spec, Scripted::new(script)).unwrap();
+    let mut cluster = Cluster::new(&spec, scripted(script)).unwrap();
     let ready = |cluster: &Cluster| {
         cluster
             .replicas
@@ -267,8 +265,7 @@ fn a_function_without_replicas_gets_one_for_its_first_request() {
 #[test]
 fn a_parked_replica_wakes_at_its_floor_and_is_not_parked_while_it_has_a_request() {
     let park = || vec![Action::Park { replica: "r-1-0".into() }];
-    let mut cluster =
-        Cluster::new(&spec(vec![function(steady(1.0, 60.0))]), Scripted::new([park()])).unwrap();
+    let mut cluster = Cluster::new(&spec(vec![function(steady(1.0, 60.0))]), scripted([park()])).unwrap();
     cluster.advance(Nanos::from_millis(230));
     assert_eq!(cluster.replicas[0].state, ReplicaState::Parked);
     while cluster.advance(Nanos(u64::MAX)) {}
@@ -307,7 +304,7 @@ fn a_replica_that_keeps_its_own_books_goes_where_it_is_told() {
     spec.control.cold_start = Spread { mean: 1.0, cv: 0.0 };
     // The third finds no memory, and the fifth GPU is not there.
     let starts = vec![start(2), start(1), start(2), start(4)];
-    let mut cluster = Cluster::new(&spec, Scripted::new([starts])).unwrap();
+    let mut cluster = Cluster::new(&spec, scripted([starts])).unwrap();
     cluster.advance(Nanos::from_secs(10));
     let gpus: Vec<_> =
         cluster.functions[0].replicas.iter().map(|&p| cluster.replicas[p as usize].gpu).collect();

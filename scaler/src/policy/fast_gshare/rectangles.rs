@@ -141,7 +141,9 @@ mod tests {
             [0, 48, 400, 12],
         ];
         let mut bin = Bin::default();
-        used.into_iter().for_each(|item| put(&mut bin, rectangle(item)));
+        for item in used {
+            put(&mut bin, rectangle(item));
+        }
         assert_eq!(
             bin.free,
             sorted([[200, 12, 200, 12], [800, 0, 200, 24], [0, 60, 1000, 40], [400, 48, 600, 52]])
