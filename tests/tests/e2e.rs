@@ -3,6 +3,8 @@
 // A test ends where something is wrong with it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "e2e/claims.rs"]
+mod claims;
 #[path = "e2e/gpu_faults.rs"]
 mod gpu_faults;
 #[path = "e2e/gpus.rs"]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gpu_share::names::dra::DRIVER;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::api::Api;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tonic::{Request, Response, Status};
 
 use super::api::v1 as api;
@@ -19,6 +19,8 @@ use crate::kubelet::cluster::{Cluster, in_time};
 pub(crate) struct Driver {
     pub(crate) preparer: Arc<Mutex<Preparer>>,
     pub(crate) cluster: Cluster,
+    /// Whether a kubelet has registered the driver.
+    pub(crate) registered: watch::Sender<bool>,
 }
 
 impl Driver {
@@ -99,6 +101,7 @@ impl registration::registration_server::Registration for Driver {
         let registration::RegistrationStatus { plugin_registered, error } = request.into_inner();
         if plugin_registered {
             tracing::info!(driver = DRIVER, "registered with the kubelet");
+            self.registered.send_replace(true);
         } else {
             tracing::error!(driver = DRIVER, error, "the kubelet does not register the driver");
         }

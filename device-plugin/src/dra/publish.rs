@@ -24,8 +24,16 @@ const MANAGER: &str = "gpufn-node";
 /// Pause after a request that failed.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Keeps the slice of the node of `cluster` as `devices` says, until dropped.
-pub(crate) async fn keep(cluster: Cluster, mut devices: watch::Receiver<Vec<Device>>) {
+/// Keeps the slice of the node of `cluster` as `devices` says, until dropped; from when a kubelet has registered the driver,
+/// or pods would come that it can't prepare yet and tries again much later.
+pub(crate) async fn keep(
+    cluster: Cluster,
+    mut devices: watch::Receiver<Vec<Device>>,
+    mut registered: watch::Receiver<bool>,
+) {
+    if registered.wait_for(|is_registered| *is_registered).await.is_err() {
+        return;
+    }
     let slices = Api::<ResourceSlice>::all(cluster.client());
     let own = format!("spec.nodeName={},spec.driver={DRIVER}", cluster.node());
     let mut events = pin!(watcher(slices, watcher::Config::default().fields(&own)).default_backoff());

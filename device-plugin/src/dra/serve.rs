@@ -65,7 +65,8 @@ pub(crate) async fn start(
     let mut cards = Cards { gpus, traits, since: BTreeMap::new() };
     let (described, seen) = watch::channel(cards.devices(&health.borrow(), now()));
     tasks.spawn(describe(Arc::clone(&preparer), health, cards, described));
-    tasks.spawn(publish::keep(cluster.clone(), seen));
+    let (registered, is_registered) = watch::channel(false);
+    tasks.spawn(publish::keep(cluster.clone(), seen, is_registered));
     tasks.spawn(keep_in_step(Arc::clone(&preparer)));
     tasks.spawn(look_at_claims(Arc::clone(&preparer), cluster.clone(), options.grace));
     let (watcher, told) = (cluster.clone(), Arc::clone(&preparer));
@@ -73,7 +74,7 @@ pub(crate) async fn start(
     let writer = cluster.clone();
     tasks.spawn(async move { writer.show(published, notices).await });
     let health = HealthService { pool: cluster.node().into(), health: handle.health(), end: stop.clone() };
-    let services = Services { driver: Driver { preparer, cluster }, health };
+    let services = Services { driver: Driver { preparer, cluster, registered }, health };
     let (registry, ends) = (options.registry.clone(), stop.clone());
     tasks.spawn(async move { registration::keep(services, &registry, ends).await });
     Ok(Front { tasks, stop })
