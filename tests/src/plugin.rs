@@ -258,14 +258,11 @@ fn spawn(place: &Place, options: &Builder, hook: &Path, number: usize) -> Proces
     let (sim, socket) = (at("sim"), at("simgpu.sock"));
     let mut command = Command::new(programs::built("gpufn-node"));
     command.arg("serve").arg("--state").arg(at("node"));
-    match &options.toolkit {
-        Some(folder) => {
-            command.arg("--driver").arg(folder.join("libcuda.so.1")).env("LD_LIBRARY_PATH", &sim);
-        }
-        None => {
-            command.arg("--driver").arg(sim.join("libcuda.so.1"));
-            command.arg("--nvml").arg(sim.join("libnvidia-ml.so.1"));
-        }
+    if let Some(folder) = &options.toolkit {
+        command.arg("--driver").arg(folder.join("libcuda.so.1")).env("LD_LIBRARY_PATH", &sim);
+    } else {
+        command.arg("--driver").arg(sim.join("libcuda.so.1"));
+        command.arg("--nvml").arg(sim.join("libnvidia-ml.so.1"));
     }
     command.arg("--hook").arg(hook).args(["--sharing", &options.mode, "--metrics", "127.0.0.1:0"]);
     command.arg("--env").arg(format!("SIMCUDA_SOCKET={}", socket.display()));

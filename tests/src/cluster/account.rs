@@ -22,15 +22,14 @@ pub async fn create(tenant: &Tenant, name: &str, rules: &[Value], kubeconfig: &P
     let role = format!("{namespace}-{name}");
     let accounts = Api::<ServiceAccount>::namespaced(client.clone(), namespace);
     put(&accounts, json!({"metadata": {"name": name}})).await;
-    let roles = Api::<ClusterRole>::all(client.clone());
-    put(&roles, json!({"metadata": {"name": role}, "rules": rules})).await;
-    let bindings = Api::<ClusterRoleBinding>::all(client);
+    let allowed = json!({"metadata": {"name": role}, "rules": rules});
+    put(&Api::<ClusterRole>::all(client.clone()), allowed).await;
     let binding = json!({
         "metadata": {"name": role},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
         "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
     });
-    put(&bindings, binding).await;
+    put(&Api::<ClusterRoleBinding>::all(client), binding).await;
 
     let asked = TokenRequest::default();
     let answered = accounts.create_token_request(name, &PostParams::default(), &asked).await;
