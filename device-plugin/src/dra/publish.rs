@@ -109,12 +109,17 @@ struct Pool {
     /// A list that has not ended.
     listing: BTreeMap<String, ResourceSlice>,
     is_listed: bool,
+    /// The latest that any of them had, gone ones too: the scheduler takes the slices of the newest generation only.
+    generation: i64,
     /// What was written last, and what the API server made of it.
     written: Option<(Vec<Device>, ResourceSliceSpec)>,
 }
 
 impl Pool {
     fn saw(&mut self, event: watcher::Event<ResourceSlice>) {
+        if let watcher::Event::Apply(slice) | watcher::Event::InitApply(slice) = &event {
+            self.generation = self.generation.max(slice.spec.pool.generation);
+        }
         match event {
             watcher::Event::Apply(slice) => drop(self.slices.insert(slice.name_any(), slice)),
             watcher::Event::Delete(slice) => drop(self.slices.remove(&slice.name_any())),
@@ -128,6 +133,7 @@ impl Pool {
     }
 
     fn wrote(&mut self, wanted: &[Device], slice: ResourceSlice) {
+        self.generation = self.generation.max(slice.spec.pool.generation);
         self.written = Some((wanted.to_vec(), slice.spec.clone()));
         self.slices.insert(slice.name_any(), slice);
     }
@@ -139,10 +145,7 @@ impl Pool {
         }
         let name = slice_name(node);
         let written = self.slices.get(&name).is_some_and(|slice| self.is_as(node, wanted, &slice.spec));
-        // The scheduler takes the slices of the newest generation only.
-        let generations = self.slices.values().map(|slice| slice.spec.pool.generation);
-        let last = self.written.iter().map(|(_, spec)| spec.pool.generation).chain(generations).max();
-        let write = (!written).then(|| Step::Write { generation: last.unwrap_or(0) + 1 });
+        let write = (!written).then(|| Step::Write { generation: self.generation + 1 });
         let others = self.slices.keys().filter(|other| **other != name).cloned().map(Step::Delete);
         write.into_iter().chain(others).collect()
     }
@@ -190,6 +193,14 @@ mod tests {
         let pool = listed(vec![slice(NODE, "uid", 7, devices(&["a"]))]);
         assert_eq!(pool.steps(NODE, &devices(&["a"])), []);
         assert_eq!(pool.steps(NODE, &devices(&["b"])), [Step::Write { generation: 8 }]);
+    }
+
+    #[test]
+    fn a_slice_that_an_earlier_agent_wrote_and_the_kubelet_deleted_has_a_later_generation() {
+        let earlier = slice(NODE, "uid", 7, devices(&["a"]));
+        let mut pool = listed(vec![earlier.clone()]);
+        pool.saw(watcher::Event::Delete(earlier));
+        assert_eq!(pool.steps(NODE, &devices(&["a"])), [Step::Write { generation: 8 }]);
     }
 
     #[test]
