@@ -77,11 +77,11 @@ impl Intensity {
                 let minute = |(at, &count): (usize, &u32)| (60.0 * at as f64, f64::from(count) / 60.0);
                 minutes.iter().enumerate().map(minute).collect()
             }
-            Load::Mmpp { rate, .. } => {
+            Load::Mmpp { .. } => {
                 let mut arrivals = Arrivals::new(load.clone(), Stream::new(seed, Purpose::Arrivals, index));
                 let mut steps = Vec::new();
                 while let Some(at) = arrivals.next() {
-                    steps.push((at.secs_f64(), rate * if arrivals.high { 1.0 + SWING } else { 1.0 - SWING }));
+                    steps.push((at.secs_f64(), arrivals.rate_of_state()));
                 }
                 steps
             }
@@ -198,9 +198,7 @@ impl Arrivals {
     fn next_mmpp(&mut self, rate: f64, dispersion: f64, seconds: f64) -> Option<f64> {
         let mut at = self.last;
         loop {
-            let swing = if dispersion > 1.0 { SWING } else { 0.0 };
-            let now = rate * if self.high { 1.0 + swing } else { 1.0 - swing };
-            let next = at + self.random.exponential() / now.max(f64::MIN_POSITIVE);
+            let next = at + self.random.exponential() / self.rate_of_state().max(f64::MIN_POSITIVE);
             if next < self.progress {
                 return Some(next).filter(|&next| next < seconds);
             }
@@ -210,6 +208,15 @@ impl Arrivals {
             at = self.progress;
             self.high = !self.high;
             self.progress = at + self.stay(rate, dispersion);
+        }
+    }
+
+    /// Rate of the MMPP's present state.
+    fn rate_of_state(&self) -> f64 {
+        match self.load {
+            Load::Mmpp { rate, dispersion, .. } if dispersion <= 1.0 => rate,
+            Load::Mmpp { rate, .. } => rate * if self.high { 1.0 + SWING } else { 1.0 - SWING },
+            _ => 0.0,
         }
     }
 
@@ -274,6 +281,9 @@ mod tests {
         let minutes = Intensity::of(&Load::Minutes(vec![60, 0, 120]), 1, 0);
         assert!((minutes.most(secs(0), secs(60)) - 1.0).abs() < 1e-9);
         assert!((minutes.most(secs(0), secs(130)) - 2.0).abs() < 1e-9);
+        let bursts = |dispersion| Intensity::of(&Load::Mmpp { rate: 20.0, dispersion, seconds: 100.0 }, 1, 0);
+        assert!((bursts(1.0).most(secs(10), secs(90)) - 20.0).abs() < 1e-9);
+        assert!((bursts(16.0).most(secs(0), secs(100)) - 38.0).abs() < 1e-9);
     }
 
     #[test]
