@@ -15,7 +15,7 @@
 //!                               owner: ledger, arbiter, pages (the same as without Kubernetes)
 //! ```
 //!
-//! 1. **Slice.** Each GPU is a device that many claims may have a part of ([`slice`]); an unhealthy one is tainted. The
+//! 1. **Slice.** Each GPU is a device that many claims may have a part of ([`mod@slice`]); an unhealthy one is tainted. The
 //!    kubelet deletes the node's slices when it starts and when the driver stays away for 30 s, so they are watched, and
 //!    written again.
 //! 2. **Prepare.** The claim is read at the API server ([`claim`]), each of its parts becomes a binding on the GPU that the
@@ -38,7 +38,7 @@
 //! | [`config`] | the configuration in a claim (pure) |
 //! | [`claim`] | what a claim has of which GPU (pure) |
 //! | [`held`] | which bindings stand for which claim (pure) |
-//! | [`slice`] | GPUs as devices for the scheduler (pure) |
+//! | [`mod@slice`] | GPUs as devices for the scheduler (pure) |
 //! | `publish` | the slice at the API server |
 //! | `preparer` | claims and bindings, and the calls to the owner |
 //! | `driver` | the services that the kubelet calls |

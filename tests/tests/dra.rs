@@ -406,8 +406,8 @@ async fn an_unhealthy_gpu_is_tainted_takes_no_claims_and_keeps_those_that_it_has
     let tainted = |slice: &Value| slice["spec"]["devices"][0]["taints"][0]["key"] == "gpufn.dev/unhealthy";
     let slice = node.cluster.until_slice("a taint", tainted).await;
     assert_eq!(slice["spec"]["devices"][0]["taints"][0]["effect"], "NoSchedule");
-    let note = node.cluster.until_event("GpuUnhealthy").await;
-    assert!(note.contains("what runs on it goes on"), "{note}");
+    let event = node.cluster.until_event("GpuUnhealthy").await;
+    assert!(event.contains("what runs on it goes on"), "{event}");
     let error = node.prepare("b").await.unwrap_err();
     assert!(error.contains("is unhealthy"), "{error}");
     assert_eq!(node.prepare("a").await.unwrap(), before);
@@ -429,8 +429,8 @@ async fn where_no_form_has_room_a_claim_starts_with_less_and_gets_the_rest_later
         |binding: &Binding| u64::from(binding.share.sm.percent()) * u64::from(binding.share.floor.ppm());
     let less = node.binding("c").await;
     assert!(area(&less) < 50 * 1_000_000, "{less:?}");
-    let note = node.cluster.until_event("GpuShareDegraded").await;
-    assert!(note.starts_with("request gpu has SM share "), "{note}");
+    let event = node.cluster.until_event("GpuShareDegraded").await;
+    assert!(event.starts_with("request gpu has SM share "), "{event}");
     node.unprepare("b").await;
     until("the claim to have all that it consumed", PATIENCE, async || {
         (area(&node.binding("c").await) >= 50 * 1_000_000).then_some(())
@@ -473,8 +473,8 @@ async fn annotations_of_a_pod_with_a_claim_change_its_grant_within_floor_and_cei
     node.cluster.put("pod-of-a", &[("quota", "10")]);
     until_grant(percent(25)).await;
     node.cluster.put("pod-of-a", &[("quota", "much")]);
-    let note = node.cluster.until_event("GpuAnnotationInvalid").await;
-    assert!(note.starts_with("gpufn.dev/quota is \"much\", allowed is "), "{note}");
+    let event = node.cluster.until_event("GpuAnnotationInvalid").await;
+    assert!(event.starts_with("gpufn.dev/quota is \"much\", allowed is "), "{event}");
     assert_eq!(node.only_binding().await.grant, percent(25));
 }
 

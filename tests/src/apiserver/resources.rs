@@ -74,7 +74,9 @@ impl ApiServer {
     /// Deletes all slices, as a kubelet does that starts.
     pub fn wipe_slices(&self) {
         let names: Vec<_> = self.content().slices.keys().cloned().collect();
-        names.iter().for_each(|name| drop(remove_slice(&self.shared, name)));
+        for name in &names {
+            drop(remove_slice(&self.shared, name));
+        }
     }
 }
 
@@ -116,7 +118,7 @@ async fn apply_slice(
 ) -> Response {
     // An apply is said to be YAML, as which every JSON passes.
     let slice: Value = serde_json::from_slice(&body).unwrap_or_default();
-    if query.get("fieldManager").is_none() || slice["metadata"]["name"] != name {
+    if !query.contains_key("fieldManager") || slice["metadata"]["name"] != name {
         return (StatusCode::BAD_REQUEST, format!("{query:?} {slice}")).into_response();
     }
     content(&shared).slice_writes += 1;

@@ -75,8 +75,7 @@ fn column(scenario: &Scenario, function: &Outcome, seconds: f64) -> String {
     let chart = |title: &str, unit, scale, series: Series, rule| {
         let lines = vec![Line { name: title, class: "shared", mark: Mark::Step, series: &series }];
         let title = format!("{title} of {}", function.name);
-        let svg = Chart { title, unit, seconds, scale, lines, rule, size: SIZE }.svg();
-        svg
+        Chart { title, unit, seconds, scale, lines, rule, size: SIZE }.svg()
     };
     let figures = [
         ("Requests a second", chart("rate", "/s", Scale::Linear, of(&|m| m.rate), None)),
@@ -84,9 +83,10 @@ fn column(scenario: &Scenario, function: &Outcome, seconds: f64) -> String {
         ("GPUs kept from others", chart("reserved", "GPUs", Scale::Linear, of(&|m| m.reserved), None)),
         ("Replicas", chart("replicas", "", Scale::Count, of(&|m| f64::from(m.replicas)), None)),
     ];
-    let figures: String = figures
+    let figures: Vec<_> = figures
         .iter()
         .map(|(name, svg)| format!("<figure><figcaption>{name}</figcaption>{svg}</figure>"))
         .collect();
+    let figures = figures.concat();
     format!("<div class=\"column\"><header><h3>{}</h3></header>{figures}</div>", escape(&function.name))
 }

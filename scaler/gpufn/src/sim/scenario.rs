@@ -228,7 +228,7 @@ impl Scenario {
             );
         }
         let text = std::fs::read_to_string(path).with_context(|| format!("failed to read {name}"))?;
-        Self::read(name, &text, path.parent().unwrap_or(Path::new(".")))
+        Self::read(name, &text, path.parent().unwrap_or_else(|| Path::new(".")))
     }
 
     /// Reads a scenario; files that it names are in `folder`.
@@ -275,7 +275,7 @@ impl Scenario {
         for function in &mut self.spec.functions {
             match &mut function.load {
                 Load::Minutes(minutes) => {
-                    minutes.truncate(whole((seconds / 60.0).ceil()).unwrap_or(1) as usize)
+                    minutes.truncate(whole((seconds / 60.0).ceil()).unwrap_or(1) as usize);
                 }
                 Load::Mmpp { seconds: length, .. } => *length = length.min(seconds),
                 Load::Poisson(_) | Load::Client(_) => {}
@@ -359,7 +359,7 @@ impl File {
             fleet.add(&world, folder, &mut functions)?;
         }
         let longest = functions.iter().map(|function| function.load.seconds()).fold(0.0, f64::max);
-        let seconds = positive("seconds", self.seconds.unwrap_or(longest.max(1.0)), 1e9)?;
+        let seconds = positive("seconds", self.seconds.unwrap_or_else(|| longest.max(1.0)), 1e9)?;
         let metered = Enforcement::GpuTime {
             window: millis("gpus.window-ms", self.gpus.window_ms, 1e4)?,
             lends: self.gpus.lends,

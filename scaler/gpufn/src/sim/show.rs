@@ -2,6 +2,7 @@
 
 use faas_sim::report::{Outcome, Report};
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 
 use super::runs::Done;
 use super::scenario::Scenario;
@@ -44,7 +45,7 @@ impl std::fmt::Display for Mean {
 /// The 97.5 % quantile of Student's distribution.
 fn student(freedom: usize) -> f64 {
     const TABLE: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
-    TABLE.get(freedom.saturating_sub(1)).copied().unwrap_or(1.96 + 2.4 / number(freedom as u64))
+    TABLE.get(freedom.saturating_sub(1)).copied().unwrap_or_else(|| 1.96 + 2.4 / number(freedom as u64))
 }
 
 /// Runs of one label, in the order in which labels first come.
@@ -111,12 +112,12 @@ pub(super) fn text(scenario: &Scenario, done: &[Done]) -> String {
     text += &table(&head, &rows);
     if let [run] = done {
         text += &functions(&run.report);
-        text += &format!(
-            "\n{} events in {} s, {} million a second; {} rounds of decisions\n",
-            run.report.events,
-            short(run.took),
-            short(number(run.report.events) / run.took.max(1e-9) / 1e6),
-            run.report.rounds
+        let (events, took, rounds) = (run.report.events, run.took, run.report.rounds);
+        let millions = short(number(events) / took.max(1e-9) / 1e6);
+        let took = short(took);
+        let _ = writeln!(
+            text,
+            "\n{events} events in {took} s, {millions} million a second; {rounds} rounds of decisions"
         );
     }
     text

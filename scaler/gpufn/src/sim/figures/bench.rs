@@ -132,8 +132,8 @@ fn decisions(quick: bool) -> anyhow::Result<Vec<Figure>> {
     for (functions, gpus, most) in [(1, 4, 1.0), (FUNCTIONS, 400, 100.0)] {
         let scenario = steady(functions, gpus, 5.0, if quick { 20.0 } else { 60.0 })?;
         let times = Arc::new(Mutex::new(Vec::new()));
-        let timed = Timed { policy: policy("gpufn", &scenario, 1)?, times: times.clone() };
-        Cluster::new(&scenario.under(false, 1), Box::new(timed))?.run();
+        let clocked = Timed { policy: policy("gpufn", &scenario, 1)?, times: times.clone() };
+        Cluster::new(&scenario.under(false, 1), Box::new(clocked))?.run();
         let mut times = times.lock().unwrap_or_else(PoisonError::into_inner).clone();
         times.sort_by(f64::total_cmp);
         let p99 = times.get(times.len() * 99 / 100).copied().unwrap_or(f64::NAN);

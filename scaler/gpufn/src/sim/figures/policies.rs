@@ -171,7 +171,7 @@ fn compared(family: &Family, slo: f64, seeds: u64, results: &[Found]) -> Vec<Fig
     };
     let mut figures = Vec::new();
     let mut add = |what: &str, value: f64, bar: Bar, how: String| {
-        figures.push(Figure::new(id(what), value, "", bar, how))
+        figures.push(Figure::new(id(what), value, "", bar, how));
     };
     if family.is_has() {
         let charged = format!(
