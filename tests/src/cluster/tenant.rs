@@ -6,11 +6,12 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, ServiceAccount};
 use kube::api::{DeleteParams, ListParams, LogParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
 
 use super::components::{Component, kubeconfig};
 use super::control::{self, Request};
@@ -20,6 +21,9 @@ use crate::wait::until;
 
 /// Longest time until a pod is what a test waits for.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Time between two looks at whether pods are gone.
+const GLANCE: Duration = Duration::from_millis(200);
 
 /// Lines of a pod's log that are shown when a test fails.
 const TAIL: i64 = 40;
@@ -163,13 +167,20 @@ impl Tenant {
 }
 
 impl Drop for Tenant {
-    /// Begins to delete it; what its pods have is free seconds later.
+    /// Deletes it, and waits until its pods are gone: a claim is given back only while its driver lives, which a test ends next.
     fn drop(&mut self) {
         let name = self.name.clone();
         after_all(&format!("namespace {name}"), async move {
-            let namespaces = Api::<Namespace>::all(node::client(Path::new(&kubeconfig("admin"))).await?);
-            namespaces.delete(&name, &DeleteParams::default()).await?;
-            Ok(())
+            let client = node::client(Path::new(&kubeconfig("admin"))).await?;
+            Api::<Namespace>::all(client.clone()).delete(&name, &DeleteParams::default()).await?;
+            let pods = Api::<Pod>::namespaced(client, &name);
+            let are_gone = async || -> Result<()> {
+                while !pods.list(&ListParams::default()).await?.items.is_empty() {
+                    sleep(GLANCE).await;
+                }
+                Ok(())
+            };
+            timeout(PATIENCE, are_gone()).await.context("its pods stay")?
         });
     }
 }
