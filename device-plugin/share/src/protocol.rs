@@ -176,6 +176,18 @@ pub struct NodeStatus {
     pub gpus: Vec<GpuStatus>,
 }
 
+impl NodeStatus {
+    /// The bindings of all GPUs.
+    pub fn bindings(&self) -> impl Iterator<Item = &BindingStatus> {
+        self.gpus.iter().flat_map(|gpu| &gpu.bindings)
+    }
+
+    /// The binding of this name.
+    pub fn binding(&self, id: &BindingId) -> Option<&BindingStatus> {
+        self.bindings().find(|one| one.binding.id == *id)
+    }
+}
+
 /// Whether a GPU can be trusted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]

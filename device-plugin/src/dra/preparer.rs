@@ -24,7 +24,7 @@ use crate::control::Handle;
 use crate::kubelet::Unhealthy;
 use crate::kubelet::allocator::replace;
 use crate::kubelet::claims::PodName;
-use crate::kubelet::cluster::{Annotations, Follower, Grant, Notice, Published};
+use crate::kubelet::cluster::{Annotations, Follower, Grant, Notice, Notices, Published};
 use crate::kubelet::inject::Injector;
 use crate::kubelet::recovery;
 use crate::owner::{ControlError, Reshape};
@@ -70,11 +70,8 @@ pub(crate) struct Preparer {
     quotas: BTreeMap<PodName, String>,
     unhealthy: Unhealthy,
     published: watch::Sender<Published>,
-    notices: mpsc::Sender<Notice>,
+    notices: Notices,
 }
-
-/// Notices that wait for an API server; more are dropped.
-const NOTICES: usize = 256;
 
 /// Where the preparer's results are to be had.
 #[derive(Debug)]
@@ -92,16 +89,16 @@ impl Preparer {
     ) -> Result<(Self, Outlets), ControlError> {
         let status = handle.status().await?;
         let mut holdings = Holdings::default();
-        bindings(&status).for_each(|one| holdings.insert(&one.binding));
+        status.bindings().for_each(|one| holdings.insert(&one.binding));
         let lost =
             |recorded: &Binding| recorded.owner.claim.is_some() && holdings.get(&recorded.id).is_none();
         for binding in recovery::recover(&handle, &injector, &status, lost).await {
             holdings.insert(&binding);
         }
         // The other front end's are not this one's to remove.
-        let is_bound = |id: &BindingId| bindings(&status).any(|one| one.binding.id == *id);
+        let is_bound = |id: &BindingId| status.binding(id).is_some();
         injector.retain(|id| holdings.get(id).is_some() || is_bound(id));
-        let foreign = bindings(&status).filter(|one| !one.binding.owner.devices.is_empty()).count();
+        let foreign = status.bindings().filter(|one| !one.binding.owner.devices.is_empty()).count();
         if foreign > 0 {
             tracing::warn!(
                 foreign,
@@ -109,7 +106,7 @@ impl Preparer {
             );
         }
         let (published, published_seen) = watch::channel(Published::default());
-        let (notices, heard) = mpsc::channel(NOTICES);
+        let (notices, heard) = Notices::channel();
         let preparer = Self {
             handle,
             injector,
@@ -172,7 +169,7 @@ impl Preparer {
         let parts = same.and_then(|claim| claim::parts(claim, &self.pool, &self.gpus).ok());
         let parts = parts.unwrap_or_default();
         let status = self.handle.status().await?;
-        let busy = |id: &BindingId| find(&status, id).is_some_and(|one| !one.processes.is_empty());
+        let busy = |id: &BindingId| status.binding(id).is_some_and(|one| !one.processes.is_empty());
         // What can't be read any more was read once: only that it is gone counts.
         let has = |held: &Held| same.is_some_and(|claim| claim::has(claim, &held.part, &held.gpu));
         for id in self.holdings.looked(&known.uid, has, busy, now, grace) {
@@ -194,7 +191,7 @@ impl Preparer {
         for (gpu, why) in self.unhealthy.iter().filter(|(gpu, _)| !before.contains_key(*gpu)) {
             let note = format!("GPU {gpu} is unhealthy: {why}; what runs on it goes on");
             for (_, held) in self.holdings.iter().filter(|(_, held)| held.gpu == *gpu) {
-                self.notice(&held.pod, "GpuUnhealthy", note.clone());
+                self.notices.tell(&held.pod, "GpuUnhealthy", note.clone());
             }
         }
     }
@@ -207,7 +204,7 @@ impl Preparer {
         }
         self.forget_released(&status);
         let mut parts = BTreeMap::<PodName, Vec<(&str, &Binding)>>::new();
-        for one in bindings(&status) {
+        for one in status.bindings() {
             if let Some(held) = self.holdings.get(&one.binding.id) {
                 parts.entry(held.pod.clone()).or_default().push((&held.part.request, &one.binding));
             }
@@ -220,10 +217,11 @@ impl Preparer {
 
     /// Asks again for what bindings lack, if anything has changed since that was in vain; whether anything was asked.
     async fn repair(&mut self, status: &NodeStatus) -> bool {
-        let picture: Vec<_> = bindings(status)
+        let picture: Vec<_> = status
+            .bindings()
             .map(|one| (one.binding.id.clone(), one.binding.share, one.processes.len()))
             .collect();
-        let lacking: Vec<_> = bindings(status).filter(|one| self.is_lacking(one)).collect();
+        let lacking: Vec<_> = status.bindings().filter(|one| self.is_lacking(one)).collect();
         if lacking.is_empty() || self.in_vain == picture {
             return false;
         }
@@ -265,12 +263,12 @@ impl Preparer {
         let status = self.handle.status().await?;
         let unknown = || ControlError::Refused(Refusal::Unknown(id.clone()));
         // It is about to start, so that the owner has to say what it says to those that start.
-        self.reshape(find(&status, &id).ok_or_else(unknown)?, &part.share).await
+        self.reshape(status.binding(&id).ok_or_else(unknown)?, &part.share).await
     }
 
     /// Somebody may release a binding by hand.
     fn forget_released(&mut self, status: &NodeStatus) {
-        let is_released = |id: &&BindingId| find(status, id).is_none();
+        let is_released = |id: &&BindingId| status.binding(id).is_none();
         let released: Vec<_> = self.holdings.iter().map(|(id, _)| id).filter(is_released).cloned().collect();
         for id in released {
             self.forget(&id);
@@ -295,7 +293,7 @@ impl Preparer {
                 "request {} has SM share {} and quota {} instead of {} and {}: beside the others on GPU {} no more fits yet",
                 part.request, has.sm, has.floor, asked.sm, asked.floor, binding.gpu
             );
-            self.notice(&pod, "GpuShareDegraded", note);
+            self.notices.tell(&pod, "GpuShareDegraded", note);
         }
     }
 
@@ -325,7 +323,11 @@ impl Preparer {
         let quota = match self.asked_quota(pod) {
             Ok(quota) => quota,
             Err(invalid) => {
-                return self.notice(pod, "GpuAnnotationInvalid", format!("{invalid}; it keeps what it has"));
+                return self.notices.tell(
+                    pod,
+                    "GpuAnnotationInvalid",
+                    format!("{invalid}; it keeps what it has"),
+                );
             }
         };
         // One part in a million is less than any floor, which is what is given then.
@@ -365,12 +367,6 @@ impl Preparer {
             share_id: part.share_id.clone(),
         }
     }
-
-    fn notice(&self, pod: &PodName, reason: &'static str, note: String) {
-        tracing::warn!(namespace = pod.namespace, pod = pod.name, reason, note, "pod");
-        // Without an API server nobody reads them; the log has them.
-        let _ = self.notices.try_send(Notice { pod: pod.clone(), is_warning: true, reason, note });
-    }
 }
 
 impl Follower for Preparer {
@@ -409,14 +405,6 @@ fn at_width(wanted: &Share, sm: SmShare) -> Share {
         u32::try_from(ppm).ok().and_then(|ppm| Quota::from_ppm(ppm).ok()).unwrap_or(Quota::WHOLE)
     };
     Share { sm, floor: at(wanted.floor), ceiling: at(wanted.ceiling), ..*wanted }
-}
-
-fn bindings(status: &NodeStatus) -> impl Iterator<Item = &BindingStatus> {
-    status.gpus.iter().flat_map(|gpu| &gpu.bindings)
-}
-
-fn find<'a>(status: &'a NodeStatus, id: &BindingId) -> Option<&'a BindingStatus> {
-    bindings(status).find(|one| one.binding.id == *id)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::Unhealthy;
 use super::advert::{self, Advert};
 use super::choose::{self, Wanted};
 use super::claims::{Claim, Claims, Container, PodName};
-use super::cluster::{Annotations, Follower, Notice, Published};
+use super::cluster::{Annotations, Follower, Notice, Notices, Published};
 use super::device::{Catalog, DeviceId};
 use super::entitlement::{Entitlement, entitlement};
 use super::inject::Injector;
@@ -104,7 +104,7 @@ pub(crate) struct Allocator {
     /// What the list that was sent last follows from: the GPUs, and the devices that containers hold.
     mirrored: (Vec<advert::Gpu>, BTreeSet<DeviceId>),
     published: watch::Sender<Published>,
-    notices: mpsc::Sender<Notice>,
+    notices: Notices,
 }
 
 /// Where the allocator's results are to be had.
@@ -114,9 +114,6 @@ pub(crate) struct Outlets {
     pub(crate) published: watch::Receiver<Published>,
     pub(crate) notices: mpsc::Receiver<Notice>,
 }
-
-/// Notices that wait for an API server; more are dropped.
-const NOTICES: usize = 256;
 
 impl Allocator {
     /// An allocator with the claims that the ledger has from an earlier agent.
@@ -131,7 +128,7 @@ impl Allocator {
         let catalog = Catalog::new(gpus.iter().map(|gpu| gpu.id.clone()).collect(), division.per_gpu)?;
         let (advert, advert_seen) = watch::channel(Advert::new());
         let (published, published_seen) = watch::channel(Published::default());
-        let (notices, heard) = mpsc::channel(NOTICES);
+        let (notices, heard) = Notices::channel();
         let mut allocator = Self {
             handle,
             events,
@@ -150,15 +147,15 @@ impl Allocator {
             published,
             notices,
         };
-        for binding in bindings(&status) {
-            allocator.adopt(binding);
+        for one in status.bindings() {
+            allocator.adopt(&one.binding);
         }
         allocator.recover(&status).await;
         let claims = &allocator.claims;
         // The other front end's are not this one's to remove.
-        let is_bound = |id: &BindingId| bindings(&status).any(|binding| binding.id == *id);
+        let is_bound = |id: &BindingId| status.binding(id).is_some();
         allocator.injector.retain(|id| claims.get(id).is_some() || is_bound(id));
-        let foreign = bindings(&status).filter(|binding| binding.owner.claim.is_some()).count();
+        let foreign = status.bindings().filter(|one| one.binding.owner.claim.is_some()).count();
         if foreign > 0 {
             tracing::warn!(foreign, "bindings of claims stay until they are released by hand");
         }
@@ -300,7 +297,7 @@ impl Allocator {
             let note = format!("GPU {gpu} is unhealthy: {why}; what runs on it goes on");
             let on_it = self.claims.iter().filter(|(_, claim)| Some(claim.gpu) == position);
             for container in on_it.filter_map(|(_, claim)| claim.container.as_ref()) {
-                self.notice(&container.pod, true, "GpuUnhealthy", note.clone());
+                self.notices.tell(&container.pod, "GpuUnhealthy", note.clone());
             }
         }
         self.refresh().await
@@ -352,7 +349,7 @@ impl Allocator {
         let annotations = self.pods.get(&container.pod).cloned().unwrap_or_default();
         if let Err(invalid) = Shape::read(&annotations, self.gpus[claim.gpu].memory) {
             let note = format!("{invalid}; {} keeps what it has", container.name);
-            self.tell(id, &container.pod, true, "GpuAnnotationInvalid", note);
+            self.tell(id, &container.pod, "GpuAnnotationInvalid", note);
             return;
         }
         let entitled = self.entitled(id);
@@ -364,7 +361,7 @@ impl Allocator {
             Ok(bound) => tracing::info!(binding = %id, grant = %bound.binding.grant, "annotations changed"),
             Err(error) => {
                 let note = format!("{} keeps what it has: {error}", container.name);
-                self.tell(id, &container.pod, true, "GpuShareUnchanged", note);
+                self.tell(id, &container.pod, "GpuShareUnchanged", note);
             }
         }
     }
@@ -447,13 +444,9 @@ impl Follower for Allocator {
     }
 }
 
-fn bindings(status: &NodeStatus) -> impl Iterator<Item = &Binding> {
-    status.gpus.iter().flat_map(|gpu| &gpu.bindings).map(|one| &one.binding)
-}
-
 /// Bindings with processes.
 fn busy(status: &NodeStatus) -> BTreeSet<BindingId> {
-    let all = status.gpus.iter().flat_map(|gpu| &gpu.bindings);
+    let all = status.bindings();
     all.filter(|one| !one.processes.is_empty()).map(|one| one.binding.id.clone()).collect()
 }
 

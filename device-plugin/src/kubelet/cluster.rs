@@ -74,11 +74,32 @@ impl Grant {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Notice {
     pub(crate) pod: PodName,
-    pub(crate) is_warning: bool,
     /// One word for machines.
     pub(crate) reason: &'static str,
     /// One line for people.
     pub(crate) note: String,
+}
+
+/// Notices that wait for an API server; more are dropped.
+const NOTICES: usize = 256;
+
+/// Where notices go: at once to the log, and to whoever puts them beside their pods.
+#[derive(Debug)]
+pub(crate) struct Notices(mpsc::Sender<Notice>);
+
+impl Notices {
+    /// The way to the second.
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<Notice>) {
+        let (sender, receiver) = mpsc::channel(NOTICES);
+        (Self(sender), receiver)
+    }
+
+    /// Tells something about a pod.
+    pub(crate) fn tell(&self, pod: &PodName, reason: &'static str, note: String) {
+        tracing::warn!(namespace = pod.namespace, pod = pod.name, reason, note, "pod");
+        // Without an API server nobody reads them; the log has them.
+        let _ = self.0.try_send(Notice { pod: pod.clone(), reason, note });
+    }
 }
 
 /// Who is told of this node's pods.
@@ -268,7 +289,7 @@ impl Cluster {
             regarding: Some(regarding),
             reporting_controller: Some(REPORTER.into()),
             reporting_instance: Some(self.node.clone()),
-            type_: Some(if notice.is_warning { "Warning" } else { "Normal" }.into()),
+            type_: Some("Warning".into()),
             ..Event::default()
         }
     }

@@ -19,8 +19,7 @@ pub(crate) async fn recover(
     let mut recovered = Vec::new();
     for recorded in injector.recorded().into_iter().filter(|recorded| lost(recorded)) {
         let id = recorded.id.clone();
-        let paged = status.gpus.iter().flat_map(|gpu| &gpu.bindings).find(|one| one.binding.id == id);
-        let found = match paged.map(|one| &one.binding) {
+        let found = match status.binding(&id).map(|one| &one.binding) {
             Some(Binding { share, grant, .. }) => {
                 let (owner, share, quota) = (recorded.owner, *share, *grant);
                 let reshaped = handle.reshape(id.clone(), Reshape { owner, share, quota }).await;

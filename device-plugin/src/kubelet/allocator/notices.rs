@@ -4,7 +4,6 @@ use gpu_share::binding::{Binding, BindingId};
 
 use super::{Allocator, Refused};
 use crate::kubelet::claims::{Container, PodName};
-use crate::kubelet::cluster::Notice;
 use crate::kubelet::entitlement::{Complaint, Entitlement};
 
 impl Allocator {
@@ -14,9 +13,9 @@ impl Allocator {
         match &entitled.complaint {
             Some(Complaint::Invalid(invalid)) => {
                 let note = format!("{name}: {}", Complaint::Invalid(invalid.clone()));
-                self.tell(id, pod, true, "GpuAnnotationInvalid", note);
+                self.tell(id, pod, "GpuAnnotationInvalid", note);
             }
-            Some(complaint) => self.tell(id, pod, true, "GpuUnitsMismatch", format!("{name}: {complaint}")),
+            Some(complaint) => self.tell(id, pod, "GpuUnitsMismatch", format!("{name}: {complaint}")),
             None => {}
         }
         let (has, asked) = (&binding.share, &entitled.share);
@@ -25,34 +24,21 @@ impl Allocator {
                 "{name} has SM share {}, quota {} and {} instead of {}, {} and {}: beside the others on GPU {} no more fits",
                 has.sm, has.floor, has.memory, asked.sm, asked.floor, asked.memory, binding.gpu
             );
-            self.notice(pod, true, "GpuShareDegraded", note);
+            self.notices.tell(pod, "GpuShareDegraded", note);
         }
     }
 
     pub(super) fn tell_of_delay(&mut self, id: &BindingId, error: &Refused) {
         if let Some(Container { pod, name }) = self.claims.get(id).and_then(|claim| claim.container.clone()) {
-            self.tell(id, &pod, true, "GpuShareUnavailable", format!("{name} does not start yet: {error}"));
+            self.tell(id, &pod, "GpuShareUnavailable", format!("{name} does not start yet: {error}"));
         }
     }
 
     /// Tells something about a claim, unless that was the last that was told.
-    pub(super) fn tell(
-        &mut self,
-        id: &BindingId,
-        pod: &PodName,
-        is_warning: bool,
-        reason: &'static str,
-        note: String,
-    ) {
+    pub(super) fn tell(&mut self, id: &BindingId, pod: &PodName, reason: &'static str, note: String) {
         if self.told.get(id) != Some(&note) {
             self.told.insert(id.clone(), note.clone());
-            self.notice(pod, is_warning, reason, note);
+            self.notices.tell(pod, reason, note);
         }
-    }
-
-    pub(super) fn notice(&self, pod: &PodName, is_warning: bool, reason: &'static str, note: String) {
-        tracing::warn!(namespace = pod.namespace, pod = pod.name, reason, note, "pod");
-        // Without an API server nobody reads them; the log has them.
-        let _ = self.notices.try_send(Notice { pod: pod.clone(), is_warning, reason, note });
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use gpu_share::binding::Binding;
-use gpu_share::protocol::{Event, NodeStatus};
+use gpu_share::protocol::{BindingStatus, Event, NodeStatus};
 use gpu_share::share::Share;
 use gpu_share::units::{Area, Units};
 use tokio::sync::{broadcast, watch};
 
-use super::{Allocator, Asked, Refused, bindings};
+use super::{Allocator, Asked, Refused};
 use crate::kubelet::advert;
 use crate::kubelet::claims::PodName;
 use crate::kubelet::cluster::{Grant, Published};
@@ -93,7 +93,7 @@ impl Allocator {
     /// What each pod has now.
     fn grants(&self, status: &NodeStatus) -> BTreeMap<PodName, Grant> {
         let mut parts = BTreeMap::<PodName, Vec<(&str, &Binding)>>::new();
-        for binding in bindings(status) {
+        for BindingStatus { binding, .. } in status.bindings() {
             let container = self.claims.get(&binding.id).filter(|claim| claim.started.is_some());
             if let Some(container) = container.and_then(|claim| claim.container.as_ref()) {
                 parts.entry(container.pod.clone()).or_default().push((&container.name, binding));

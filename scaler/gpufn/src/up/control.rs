@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use gpu_share::binding::{Binding, BindingId};
-use gpu_share::protocol::{BindingStatus, Event, NodeStatus};
+use gpu_share::protocol::{Event, NodeStatus};
 use gpu_share::units::{Nanos, Quota};
 use scaler::policy::{Action, Decision, FunctionView, ReplicaState, ReplicaView};
 use tokio::time::MissedTickBehavior;
@@ -69,7 +69,7 @@ async fn round(platform: &Arc<Platform>, orphans: &mut HashMap<BindingId, u32>) 
 
 /// Takes in what the node reports of each replica.
 fn observe(platform: &Platform, status: &NodeStatus, asked: Nanos) {
-    let reported: HashMap<_, _> = all(status).map(|binding| (&binding.binding.id, binding)).collect();
+    let reported: HashMap<_, _> = status.bindings().map(|binding| (&binding.binding.id, binding)).collect();
     for (function, replica) in with_replicas(platform) {
         let now = platform.clock.now();
         let mut grant = None;
@@ -122,7 +122,8 @@ fn count_vertical(function: &Function, replica: &Replica, before: Quota, after: 
 /// Releases bindings that no replica has: a call that bound one but whose answer was lost, or a run before this one.
 async fn release_orphans(platform: &Platform, status: &NodeStatus, orphans: &mut HashMap<BindingId, u32>) {
     let known = by_binding(platform);
-    let unknown: Vec<_> = all(status).map(|b| &b.binding.id).filter(|id| !known.contains_key(id)).collect();
+    let unknown: Vec<_> =
+        status.bindings().map(|b| &b.binding.id).filter(|id| !known.contains_key(id)).collect();
     orphans.retain(|id, _| unknown.contains(&id));
     for id in unknown {
         let seen = orphans.entry(id.clone()).or_default();
@@ -191,7 +192,8 @@ fn replica_view(
 
 /// The most that a binding could have now: what the others in its row leave, up to its ceiling.
 fn room(status: &NodeStatus, of: &Binding) -> Quota {
-    let others = all(status)
+    let others = status
+        .bindings()
         .map(|binding| &binding.binding)
         .filter(|other| other.gpu == of.gpu && other.row == of.row && other.id != of.id)
         .fold(Quota::WHOLE, |left, other| left.saturating_sub(other.grant));
@@ -325,10 +327,6 @@ pub(crate) fn replace_gpu_replicas(platform: &Platform) {
     }
 }
 
-fn all(status: &NodeStatus) -> impl Iterator<Item = &BindingStatus> {
-    status.gpus.iter().flat_map(|gpu| &gpu.bindings)
-}
-
 fn with_replicas(platform: &Platform) -> Vec<(Arc<Function>, Arc<Replica>)> {
     let functions = platform.functions().into_iter();
     functions
@@ -355,7 +353,7 @@ fn by_instance(platform: &Platform) -> HashMap<String, (Arc<Function>, Arc<Repli
 mod tests {
     use gpu_share::binding::{GpuId, Owner};
     use gpu_share::ledger::{Gpu, Sharing};
-    use gpu_share::protocol::{GpuStatus, Health};
+    use gpu_share::protocol::{BindingStatus, GpuStatus, Health};
     use gpu_share::share::Share;
     use gpu_share::units::{Bytes, SmShare, Units};
 
