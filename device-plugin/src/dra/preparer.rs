@@ -330,9 +330,13 @@ impl Preparer {
                 );
             }
         };
-        // One part in a million is less than any floor, which is what is given then.
-        let quota = quota.or_else(|| Quota::from_ppm(1).ok()).unwrap_or(Quota::WHOLE);
+        let status = match self.handle.status().await {
+            Ok(status) => status,
+            Err(error) => return tracing::warn!(%error, "annotations are not followed"),
+        };
         for id in self.holdings.of_pod(pod) {
+            let floor = || status.binding(&id).map(|one| one.binding.share.floor);
+            let Some(quota) = quota.or_else(floor) else { continue };
             match self.handle.set_grant(id.clone(), quota).await {
                 Ok(granted) => tracing::info!(binding = %id, grant = %granted.grant, "annotations changed"),
                 Err(error) => tracing::warn!(binding = %id, %error, "annotations are not followed"),
