@@ -2,30 +2,27 @@
 //! labels, events, resource claims, and the node's resource slices. It knows nothing else, and refuses what it does not know.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{Path as Named, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json, Router};
+use changes::Changes;
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
 
 use crate::wait::until;
 
+mod changes;
 mod resources;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// UID of every node.
 const NODE_UID: &str = "node-uid-1";
-/// Changes that a watcher may fall behind.
-const CHANGES: usize = 1024;
 
 /// An API server on loopback; its end is the end of this.
 #[derive(Debug)]
@@ -35,11 +32,11 @@ pub struct ApiServer {
     server: tokio::task::JoinHandle<()>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shared {
     content: Mutex<Content>,
-    changes: broadcast::Sender<Value>,
-    slice_changes: broadcast::Sender<Value>,
+    changes: Changes,
+    slice_changes: Changes,
 }
 
 #[derive(Debug, Default)]
@@ -65,9 +62,7 @@ struct Content {
 impl ApiServer {
     /// Starts one with no pods.
     pub async fn start() -> Self {
-        let changes = || broadcast::channel(CHANGES).0;
-        let shared =
-            Arc::new(Shared { content: Mutex::default(), changes: changes(), slice_changes: changes() });
+        let shared = Arc::new(Shared::default());
         let router = Router::new()
             .route("/api/v1/pods", get(list))
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(read).patch(annotate))
@@ -103,9 +98,12 @@ impl ApiServer {
 
     /// Deletes a pod.
     pub fn delete(&self, pod: &str) {
-        let removed = self.content().pods.remove(&("fn".into(), pod.into()));
-        let removed = removed.expect("the pod is there");
-        let _ = self.shared.changes.send(json!({"type": "DELETED", "object": removed}));
+        let mut content = self.content();
+        content.version += 1;
+        let removed = content.pods.remove(&("fn".into(), pod.into()));
+        let mut removed = removed.expect("the pod is there");
+        removed["metadata"]["resourceVersion"] = json!(content.version.to_string());
+        self.shared.changes.add("DELETED", &removed);
     }
 
     /// An annotation that somebody wrote.
@@ -182,7 +180,7 @@ fn change_pod(shared: &Shared, namespace: &str, name: &str, change: impl FnOnce(
     });
     change(&mut pod["metadata"]);
     pod["metadata"]["resourceVersion"] = json!(version);
-    let _ = shared.changes.send(json!({"type": kind, "object": pod}));
+    shared.changes.add(kind, pod);
     pod.clone()
 }
 
@@ -195,8 +193,7 @@ async fn list(State(shared): Shares, Query(query): Query<BTreeMap<String, String
         return (StatusCode::BAD_REQUEST, format!("{query:?}")).into_response();
     }
     if is_watch(&query) {
-        let content = content(&shared);
-        return watch(&query, content.pods.values(), shared.changes.subscribe());
+        return shared.changes.watch(&query);
     }
     let content = content(&shared);
     let items: Vec<_> = content.pods.values().cloned().collect();
@@ -212,30 +209,6 @@ async fn list(State(shared): Shares, Query(query): Query<BTreeMap<String, String
 /// Whether a query asks for what changes from now on.
 fn is_watch(query: &BTreeMap<String, String>) -> bool {
     query.get("watch").is_some_and(|watch| watch == "true" || watch == "1")
-}
-
-/// The changes of `objects` since the version that `query` names: nothing changes between a list and the watch after it, in a
-/// test that waits for the first.
-fn watch<'a>(
-    query: &BTreeMap<String, String>,
-    objects: impl Iterator<Item = &'a Value>,
-    changes: broadcast::Receiver<Value>,
-) -> Response {
-    let since: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
-    let newer = |object: &&Value| {
-        object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0) > since
-    };
-    let missed: Vec<_> =
-        objects.filter(newer).map(|object| json!({"type": "ADDED", "object": object})).collect();
-    let stream =
-        futures_util::stream::unfold((missed.into_iter(), changes), async |(mut missed, mut changes)| {
-            let change = match missed.next() {
-                Some(change) => change,
-                None => changes.recv().await.ok()?,
-            };
-            Some((Ok::<_, Infallible>(format!("{change}\n")), (missed, changes)))
-        });
-    Body::from_stream(stream).into_response()
 }
 
 fn missing() -> Response {

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 
 use super::{
     ApiServer, BTreeMap, IntoResponse, Json, Named, PATIENCE, Query, Response, Router, Shared, Shares, State,
-    StatusCode, Value, content, get, is_watch, json, missing, patch, until, watch,
+    StatusCode, Value, content, get, is_watch, json, missing, patch, until,
 };
 
 const CLAIM: &str = "/apis/resource.k8s.io/v1/namespaces/{namespace}/resourceclaims/{name}";
@@ -94,10 +94,10 @@ async fn list_slices(State(shared): Shares, Query(query): Query<BTreeMap<String,
     if query.get("fieldSelector").map(String::as_str) != Some(wanted) {
         return (StatusCode::BAD_REQUEST, format!("{query:?}")).into_response();
     }
-    let mut content = content(&shared);
     if is_watch(&query) {
-        return watch(&query, content.slices.values(), shared.slice_changes.subscribe());
+        return shared.slice_changes.watch(&query);
     }
+    let mut content = content(&shared);
     content.slice_lists += 1;
     let items: Vec<_> = content.slices.values().cloned().collect();
     let list = json!({
@@ -136,7 +136,7 @@ fn change_slice(shared: &Shared, mut slice: Value) -> Value {
     let name = slice["metadata"]["name"].as_str().expect("a slice has a name").to_string();
     let kind = if content.slices.contains_key(&name) { "MODIFIED" } else { "ADDED" };
     content.slices.insert(name, slice.clone());
-    let _ = shared.slice_changes.send(json!({"type": kind, "object": slice}));
+    shared.slice_changes.add(kind, &slice);
     slice
 }
 
@@ -145,6 +145,6 @@ fn remove_slice(shared: &Shared, name: &str) -> Option<Value> {
     content.version += 1;
     let mut removed = content.slices.remove(name)?;
     removed["metadata"]["resourceVersion"] = json!(content.version.to_string());
-    let _ = shared.slice_changes.send(json!({"type": "DELETED", "object": removed}));
+    shared.slice_changes.add("DELETED", &removed);
     Some(removed)
 }
