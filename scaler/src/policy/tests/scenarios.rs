@@ -1,29 +1,13 @@
 //! What the policies do over time.
 
-use gpu_share::annotations::{Replicas, Scaling, Slo};
-use gpu_share::units::SmShare;
+use gpu_share::annotations::{Replicas, Scaling};
 
 use super::cluster::{Arrivals, Cluster};
+use super::{percent, wish};
 use crate::policy::*;
-
-fn percent(percent: u8) -> Quota {
-    Quota::from_percent(percent).unwrap()
-}
 
 fn secs(seconds: u64) -> Nanos {
     Nanos::from_secs(seconds)
-}
-
-fn wish() -> Wish {
-    let sm = SmShare::from_percent(50).unwrap();
-    Wish {
-        share: Share::new(sm, percent(20), percent(100), Bytes::gib(2)).unwrap(),
-        slo: Some(Slo { percentile: 0.95, bound: Nanos::from_millis(100) }),
-        scaling: Scaling::Hybrid,
-        model: Some("resnet50".into()),
-        batch: 1,
-        replicas: Replicas { min: 1, max: 4 },
-    }
 }
 
 fn cluster(wish: Wish, arrivals: Arrivals) -> Cluster {
