@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 
 use crate::limiter::Slot;
@@ -17,7 +18,8 @@ const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 pub(crate) struct Exchange {
     metrics: Option<Arc<Metrics>>,
     method: Method,
-    target: Uri,
+    /// Path and query, which is all that is logged of it.
+    target: Option<PathAndQuery>,
     started: Instant,
     status: Option<StatusCode>,
     /// Instead of `status`, in the log.
@@ -44,7 +46,7 @@ impl Exchange {
         Self {
             metrics,
             method: method.clone(),
-            target: target.clone(),
+            target: target.path_and_query().cloned(),
             started: Instant::now(),
             status: None,
             logged: None,
@@ -120,7 +122,8 @@ impl Drop for Exchange {
             Log::Plain => None,
             Log::CallId(id) => Some(id.as_str()),
         };
-        let (method, target, bytes) = (&self.method, &self.target, self.bytes);
+        let (method, bytes) = (&self.method, self.bytes);
+        let target = self.target.as_ref().map_or("/", PathAndQuery::as_str);
         match self.logged.or(self.status) {
             Some(status) => {
                 logs::line_soon(format_args!("{}", Access { method, target, status, bytes, took, call_id }));

@@ -144,8 +144,8 @@ impl fmt::Display for HumanSize {
 pub(crate) struct Access<'a> {
     /// The request's method.
     pub(crate) method: &'a http::Method,
-    /// The request's target as it was received.
-    pub(crate) target: &'a http::Uri,
+    /// Path and query of the request, as they were received.
+    pub(crate) target: &'a str,
     /// The answer's status.
     pub(crate) status: http::StatusCode,
     /// Bytes of the answer's body.
@@ -158,9 +158,9 @@ pub(crate) struct Access<'a> {
 
 impl fmt::Display for Access<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let target = self.target.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         let reason = self.status.canonical_reason().unwrap_or_default();
-        let (method, status, bytes) = (self.method, self.status.as_u16(), HumanSize(self.bytes));
+        let (method, target, status) = (self.method, self.target, self.status.as_u16());
+        let bytes = HumanSize(self.bytes);
         // Whole numbers: they are written faster.
         let parts = (self.took.as_micros() + 50) / 100;
         let (seconds, parts) = (parts / 10_000, parts % 10_000);

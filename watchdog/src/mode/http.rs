@@ -1,6 +1,7 @@
 //! Mode `http`: the function is started once and serves HTTP itself; requests are passed on to it. Owns the time
 //! limits of a request. It never answers for the function while the function can still answer.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -285,7 +286,14 @@ fn append_forwarded_for(headers: &mut HeaderMap, peer: Peer) {
 }
 
 fn set_duration(headers: &mut HeaderMap, took: Duration) {
-    if let Ok(value) = HeaderValue::try_from(format!("{}.{:06}", took.as_secs(), took.subsec_micros())) {
+    // Room for the longest time: all that is allocated is the header's own copy.
+    let mut shown = [0; 32];
+    let mut room = shown.as_mut_slice();
+    let written = write!(room, "{}.{:06}", took.as_secs(), took.subsec_micros());
+    let length = 32 - room.len();
+    if written.is_ok()
+        && let Ok(value) = HeaderValue::from_bytes(&shown[..length])
+    {
         headers.insert(DURATION, value);
     }
 }

@@ -70,6 +70,7 @@ pub(crate) fn figures(cli: &Cli) -> Result<Vec<Figure>> {
     }
     println!("\n{}", samples.table());
     let mut figures = samples.figures(cli)?;
+    figures.extend(samples.line_rates()?);
     figures.push(Figure::new("peak-memory", peak, "MiB", Bar::AtMost(12.0), "VmHWM after all loads"));
     Ok(figures)
 }
@@ -139,6 +140,19 @@ impl Samples {
             ours.iter().zip(others).zip(direct).map(|((ours, other), direct)| value(ours, other, direct));
         median(rounds.filter(|value| value.is_finite()))
             .with_context(|| format!("{work}: no samples of {other}"))
+    }
+
+    /// What large bodies would take of a line, in Gbit/s: as the direct way has no line either, the ratio to it compares
+    /// copies in memory.
+    fn line_rates(&self) -> Result<Vec<Figure>> {
+        let how = "median of all rounds, bodies of 10 MiB on 2 connections; a line of 10 Gbit/s is filled";
+        let rate = |work: &'static str| -> Result<Figure> {
+            let rates = self.of(work, OURS).iter().map(|sample| sample.load.rate);
+            let per_second = median(rates).with_context(|| format!("{work}: no samples"))?;
+            let gigabits = per_second * f64::from(u32::try_from(LARGE)?) * 8.0 / 1e9;
+            Ok(Figure::new(format!("{work}-10mib-line"), gigabits, "Gbit/s", Bar::AtLeast(10.0), how))
+        };
+        Ok(vec![rate("download")?, rate("upload")?])
     }
 
     fn figures(&self, cli: &Cli) -> Result<Vec<Figure>> {

@@ -9,6 +9,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, Uri, Version};
 use httparse::{EMPTY_HEADER, ParserConfig, Status};
 use hyper::ext::ReasonPhrase;
+use memchr::memchr;
 
 /// Largest head of an answer, in bytes.
 pub(crate) const MAX_HEAD: usize = 512 << 10;
@@ -153,7 +154,7 @@ pub fn read_head(
 fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     loop {
-        at += bytes.get(at..)?.iter().position(|byte| *byte == b'\n')? + 1;
+        at += memchr(b'\n', bytes.get(at..)?)? + 1;
         match bytes.get(at..)? {
             [b'\n', ..] => return Some(at + 1),
             [b'\r', b'\n', ..] => return Some(at + 2),
