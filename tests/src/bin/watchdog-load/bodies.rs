@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use gpufn::audit::bar;
 use gpufn::figures::{Bar, Figure, Figures, Machine};
+use indicatif::ProgressBar;
 use tempfile::TempDir;
 use tests::command;
 use tests::server::Server;
@@ -74,7 +76,10 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         let watchdog = mode.start(&options.common, files.folder.path()).with_context(|| mode.to_string())?;
         let (start, seen) = (Instant::now(), Seen::default());
         let load = Load { mode: *mode, bodies, largest, files: &files, holds: !options.no_hold };
-        load.run(&watchdog, options.common.clients, &seen);
+        let progress = bar(usize::try_from(bodies)?);
+        progress.set_message(mode.to_string());
+        load.run(&watchdog, options.common.clients, &seen, &progress);
+        progress.finish_and_clear();
         let failures = seen.failures();
         let [done, there, back, early] =
             [&seen.bodies, &seen.there, &seen.back, &seen.early].map(|count| count.load(Ordering::Relaxed));
@@ -146,7 +151,7 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    fn run(&self, watchdog: &Server, clients: usize, seen: &Seen) {
+    fn run(&self, watchdog: &Server, clients: usize, seen: &Seen, progress: &ProgressBar) {
         let (next, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
         thread::scope(|scope| {
             for _ in 0..clients.max(1) {
@@ -164,6 +169,7 @@ impl Load<'_> {
                             is_over.store(failures.len() >= MOST_FAILURES, Ordering::Relaxed);
                         }
                         seen.bodies.fetch_add(1, Ordering::Relaxed);
+                        progress.inc(1);
                     }
                 });
             }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use gpufn::audit::bar;
 use gpufn::figures::{Bar, Figure, Figures, Machine};
+use indicatif::ProgressBar;
 use tests::command;
 use tests::server::{Server, Usage};
 use tests::wait::pause;
@@ -92,9 +94,11 @@ fn soak(options: &Options, mode: Mode, requests: u64, files: &Path) -> Result<Ve
     let (common, seen, mut looks) = (&options.common, Seen::default(), Looks::default());
     let watchdog = mode.start(common, files)?;
     let (start, next, is_over) = (Instant::now(), AtomicU64::new(0), AtomicBool::new(false));
+    let progress = bar(usize::try_from(requests)?);
+    progress.set_message(mode.to_string());
     looks.before = watchdog.usage()?;
     looks.during = thread::scope(|scope| {
-        let looking = scope.spawn(|| look(&watchdog, &seen, &is_over));
+        let looking = scope.spawn(|| look(&watchdog, &seen, &progress, &is_over));
         let clients: Vec<_> = (0..common.clients.max(1))
             .map(|_| scope.spawn(|| client(mode, &watchdog, requests, &next, &seen)))
             .collect();
@@ -104,6 +108,7 @@ fn soak(options: &Options, mode: Mode, requests: u64, files: &Path) -> Result<Ve
         is_over.store(true, Ordering::Relaxed);
         looking.join().unwrap_or_default()
     });
+    progress.finish_and_clear();
     let took = start.elapsed().as_secs_f64();
     let kept = looks.before.descriptors + 2 * common.clients as u64;
     looks.after = at_rest(&watchdog, kept)?;
@@ -114,12 +119,14 @@ fn soak(options: &Options, mode: Mode, requests: u64, files: &Path) -> Result<Ve
 }
 
 /// Looks until the load is over.
-fn look(watchdog: &Server, seen: &Seen, is_over: &AtomicBool) -> Vec<(u64, Usage)> {
+fn look(watchdog: &Server, seen: &Seen, progress: &ProgressBar, is_over: &AtomicBool) -> Vec<(u64, Usage)> {
     let (mut looks, start) = (Vec::new(), Instant::now());
     while !is_over.load(Ordering::Relaxed) {
         // One that has ended fails its requests.
         let Ok(usage) = watchdog.usage() else { return looks };
-        looks.push((seen.done.load(Ordering::Relaxed), usage));
+        let done = seen.done.load(Ordering::Relaxed);
+        progress.set_position(done);
+        looks.push((done, usage));
         pause(LOOK.max(start.elapsed() / MOST_LOOKS));
     }
     looks
