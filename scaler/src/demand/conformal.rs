@@ -28,6 +28,8 @@ pub(super) struct Conformal {
     span: Nanos,
     /// Errors in square roots of the rate, as Poisson noise grows, so that they hold at any rate; oldest first.
     errors: VecDeque<f64>,
+    /// The same in rising order: a quantile is looked up at every decision, and one error comes and goes between two.
+    sorted: Vec<f64>,
     open: VecDeque<Issued>,
     covered: f64,
 }
@@ -44,7 +46,7 @@ struct Issued {
 impl Conformal {
     pub(super) fn new(alpha: f64, span: Nanos) -> Self {
         let (errors, open) = (VecDeque::with_capacity(ERRORS), VecDeque::new());
-        Self { alpha, span, errors, open, covered: 1.0 - 0.5 * alpha }
+        Self { alpha, span, errors, sorted: Vec::with_capacity(ERRORS), open, covered: 1.0 - 0.5 * alpha }
     }
 
     pub(super) fn span(&self) -> Nanos {
@@ -66,13 +68,20 @@ impl Conformal {
             issued.highest = issued.highest.max(rate);
         }
         while let Some(issued) = self.open.pop_front_if(|issued| issued.due <= now) {
-            if self.errors.len() == ERRORS {
-                self.errors.pop_front();
-            }
-            self.errors.push_back((issued.highest - issued.point) / scale(issued.highest.max(issued.point)));
+            self.remember((issued.highest - issued.point) / scale(issued.highest.max(issued.point)));
             let covered = if issued.highest > issued.quantile { 0.0 } else { 1.0 };
             self.covered += GAIN * (covered - self.covered);
         }
+    }
+
+    fn remember(&mut self, error: f64) {
+        if self.errors.len() == ERRORS
+            && let Some(oldest) = self.errors.pop_front()
+        {
+            self.sorted.remove(self.sorted.partition_point(|other| other.total_cmp(&oldest).is_lt()));
+        }
+        self.errors.push_back(error);
+        self.sorted.insert(self.sorted.partition_point(|other| other.total_cmp(&error).is_lt()), error);
     }
 
     /// The quantile over a forecast of `point`; if `counts`, it is remembered, to be compared with what comes.
@@ -97,16 +106,11 @@ impl Conformal {
     /// The error that a part `level` exceeds, never below zero: a forecast is not believed to be too high.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // At most ERRORS.
     fn error(&self) -> f64 {
-        let mut errors: Vec<f64> = self.errors.iter().copied().collect();
         // The k-th smallest of m errors with k = ⌈(m + 1)(1 − α)⌉, the largest if there are too few for α.
-        let rank = ((errors.len() + 1) as f64 * (1.0 - self.level())).ceil() as usize;
-        let least = if errors.len() < FEW { EARLY } else { 0.0 };
-        if errors.is_empty() {
-            return least;
-        }
-        let index = rank.min(errors.len()) - 1;
-        let (_, error, _) = errors.select_nth_unstable_by(index, f64::total_cmp);
-        error.max(least)
+        let rank = ((self.sorted.len() + 1) as f64 * (1.0 - self.level())).ceil() as usize;
+        let least = if self.sorted.len() < FEW { EARLY } else { 0.0 };
+        let error = self.sorted.get(rank.saturating_sub(1)).or(self.sorted.last());
+        error.map_or(least, |error| error.max(least))
     }
 }
 
