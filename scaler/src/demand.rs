@@ -9,9 +9,11 @@ use gpu_share::units::Nanos;
 
 use self::conformal::Conformal;
 use self::dispersion::Dispersion;
+pub use self::recent::Recent;
 
 mod conformal;
 mod dispersion;
+mod recent;
 
 /// Seconds over which the rate is averaged.
 const STEADY: f64 = 4.0;
@@ -36,7 +38,8 @@ pub struct Demand {
     steady: Average,
     slow: Average,
     /// Intervals of the last 2 s, newest last.
-    recent: VecDeque<Interval>,
+    latest: VecDeque<Interval>,
+    recent: Recent,
     vertical: Conformal,
     cold: Conformal,
     dispersion: Dispersion,
@@ -77,7 +80,8 @@ impl Demand {
         Self {
             steady: Average::over(STEADY),
             slow: Average::over(SLOW),
-            recent: VecDeque::new(),
+            latest: VecDeque::new(),
+            recent: Recent::default(),
             vertical: Conformal::new(alpha, vertical),
             cold: Conformal::new(cold_alpha, Nanos::ZERO),
             dispersion: Dispersion::default(),
@@ -104,6 +108,7 @@ impl Demand {
         self.steady.add(count, seconds);
         self.slow.add(count, seconds);
         let rate = self.steady.rate();
+        self.recent.add(arrivals, seconds, rate);
         self.vertical.mature(now, rate);
         self.cold.mature(now, rate);
         self.cold.set_span(cold_start);
@@ -117,6 +122,11 @@ impl Demand {
             arrival_scv: self.dispersion.scv(),
         };
         self.forecast
+    }
+
+    /// The arrivals of the last minute.
+    pub fn recent(&self) -> &Recent {
+        &self.recent
     }
 
     /// Part of the vertical forecasts that were not exceeded, of the recent ones.
@@ -146,7 +156,7 @@ impl Demand {
         let mut highest: f64 = 0.0;
         let (mut seconds, mut count) = (0.0, 0.0);
         let mut windows = SUDDEN.iter().peekable();
-        for interval in self.recent.iter().rev() {
+        for interval in self.latest.iter().rev() {
             seconds += interval.seconds;
             count += interval.count;
             // The window that this interval fills; intervals are no finer than the caller's.
@@ -161,14 +171,14 @@ impl Demand {
     }
 
     fn remember(&mut self, interval: Interval) {
-        self.recent.push_back(interval);
+        self.latest.push_back(interval);
         let longest = SUDDEN[SUDDEN.len() - 1];
-        let mut total: f64 = self.recent.iter().map(|interval| interval.seconds).sum();
-        while let Some(oldest) = self.recent.front()
+        let mut total: f64 = self.latest.iter().map(|interval| interval.seconds).sum();
+        while let Some(oldest) = self.latest.front()
             && total - oldest.seconds >= longest - 1e-9
         {
             total -= oldest.seconds;
-            self.recent.pop_front();
+            self.latest.pop_front();
         }
     }
 }

@@ -8,28 +8,42 @@ use gpu_share::annotations::Slo;
 use gpu_share::share::Share;
 use gpu_share::units::{Area, Bytes, Nanos, Quota};
 
+use crate::demand::Recent;
 use crate::profile::Estimate;
-use crate::queueing::Queue;
+use crate::queueing::{Queue, replay};
 
 /// Busiest that a queue may be planned, whatever the formulas say: near 1 a small error of the rate is a long queue.
 const BUSIEST: f64 = 0.9;
-/// Part of the misses that the objective allows which may come from more load than forecast; the rest is the queue's.
-///
-/// The smaller one is, the wider the forecast, and the larger the other, the smaller the grant: a rate's quantile rises
-/// slowly towards the tail, a wait's does not.
+/// Part of the misses that the objective allows which may come from more load than forecast.
 pub const FORECAST_PART: f64 = 0.2;
+/// Part of them which may come from waiting at the load that is forecast.
+///
+/// What is left, three fifths, is for what no plan foresees: a rate that jumps and is not borne until another replica has
+/// started, cold starts, failures.
+pub const WAIT_PART: f64 = 0.2;
 /// Part of the granted time that is planned to be used where there is no objective.
 const UTILISATION: f64 = 0.7;
 /// Distance of the quotas that are tried, in parts per million.
 const STEP: u32 = 50_000;
 
 /// What a plan has to bear.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Load {
+#[derive(Clone, Copy, Debug)]
+pub struct Load<'a> {
     /// Requests a second.
     pub rate: f64,
     /// Squared coefficient of variation of the times between arrivals.
     pub arrival_scv: f64,
+    /// Arrivals of late: a plan must bear these too, made faster or slower so that their highest rate is `rate`.
+    pub recent: Option<&'a Recent>,
+}
+
+impl Load<'_> {
+    /// Waits of the recent arrivals at the servers of `queue`, if enough is known of them.
+    fn replayed(&self, queue: &Queue) -> Option<Vec<f64>> {
+        let recent = self.recent.filter(|_| self.rate > 0.0)?;
+        let stretch = Some(recent.peak() / self.rate).filter(|stretch| *stretch > 0.0)?;
+        Some(replay::waits(recent.arrivals()?, stretch, queue.servers, queue.service))
+    }
 }
 
 /// One function, as far as a plan needs it.
@@ -47,6 +61,35 @@ pub struct Problem<'a> {
     pub gpu_memory: Bytes,
 }
 
+/// Where one replica is, as far as a plan needs it.
+///
+/// Between floor and ceiling a node lends the time that nobody in a row uses, so what a replica is granted counts only
+/// while others in its row are at work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Place {
+    /// The most that it can be granted.
+    pub cap: Quota,
+    /// What it gets while nobody else in its row is at work.
+    pub alone: Quota,
+    /// Part of the time that somebody else in its row is at work, 0 to 1.
+    pub contended: f64,
+}
+
+impl Place {
+    /// A place of which nothing is known but that it may be granted up to `cap`: what is granted is all that counts.
+    pub fn guaranteed(cap: Quota) -> Self {
+        Self { cap, alone: cap, contended: 1.0 }
+    }
+}
+
+/// A replica with a grant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Server {
+    quota: Quota,
+    alone: Quota,
+    contended: f64,
+}
+
 /// A feasible choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -59,58 +102,102 @@ pub struct Plan {
 }
 
 impl Problem<'_> {
-    /// Whether replicas that are granted `quotas` keep the objective under `load`.
+    /// Whether replicas in `places` at `quota` keep the objective under `load`.
     ///
-    /// By the union bound, a part `(1 − percentile)` may be spent on three things: load above the forecast
-    /// ([`FORECAST_PART`] of it, the caller's), requests that wait too long (the rest), and service longer than its
-    /// bound (next to nothing, since the bound is a guarantee). An objective that even the ceiling can't keep for a lone request, and no objective at
-    /// all, are planned by utilisation.
-    pub fn feasible(&self, quotas: &[Quota], load: Load) -> bool {
-        let Some(slack) = self.slack(quotas) else { return load.rate <= 0.0 };
+    /// By the union bound, a part `(1 − percentile)` may be spent on these: load above the forecast ([`FORECAST_PART`] of
+    /// it, the caller's), requests that wait too long ([`WAIT_PART`]), service longer than its bound (next to nothing,
+    /// since the bound is a guarantee), and what no plan foresees. An objective that even the ceiling can't keep for a lone
+    /// request, and no objective at all, are planned by utilisation.
+    pub fn feasible(&self, places: &[Place], quota: Quota, load: Load<'_>) -> bool {
+        let servers = self.servers(places, quota);
+        let Some(queue) = self.queue(&servers, load) else { return load.rate <= 0.0 };
         let Some(slo) = self.slo.filter(|slo| self.reachable(slo)) else {
-            return self.utilised(quotas, load.rate);
+            return queue.load() <= UTILISATION;
         };
-        let Some(queue) = self.queue(quotas, load) else { return false };
-        slack >= 0.0
-            && queue.load() <= BUSIEST
-            && queue.wait_tail(slack) <= (1.0 - FORECAST_PART) * (1.0 - slo.percentile)
+        let replayed = load.replayed(&queue);
+        // What is replayed says more of bursts than two moments do.
+        let arrival_scv = if replayed.is_some() { load.arrival_scv.min(1.0) } else { load.arrival_scv };
+        let waits = Queue { arrival_scv, ..queue }.waits();
+        let by_formula = |slack| waits.map_or(1.0, |waits| waits.beyond(slack));
+        queue.load() <= BUSIEST
+            && self.misses(&servers, by_formula, slo) <= budget(&slo)
+            && replayed.is_none_or(|waits| {
+                self.misses(&servers, |slack| replay::beyond(&waits, slack), slo) <= budget(&slo)
+            })
+    }
+
+    /// Part of the requests that are late, where a part `beyond(t)` waits for more than `t` seconds: by total probability
+    /// over replicas, and over whether others in the row are at work. Requests go where the fewest are, so each replica
+    /// has as many.
+    fn misses(&self, servers: &[Server], beyond: impl Fn(f64) -> f64, slo: Slo) -> f64 {
+        let late = |bound: Option<Nanos>| {
+            beyond(bound.map_or(-1.0, |bound| slo.bound.secs_f64() - bound.secs_f64()))
+        };
+        let sum: f64 = servers
+            .iter()
+            .map(|server| {
+                let mut missed = 0.0;
+                if server.contended > 0.0 {
+                    missed += server.contended * late(self.estimate.bound(server.quota, self.window));
+                }
+                if server.contended < 1.0 {
+                    missed +=
+                        (1.0 - server.contended) * late(self.estimate.lone_bound(server.alone, self.window));
+                }
+                missed
+            })
+            .sum();
+        sum / count(servers.len()).max(1.0)
     }
 
     /// The latency in seconds that the objective's percentile (or 95 %) of the requests keeps to; infinite if none.
-    pub fn latency(&self, quotas: &[Quota], load: Load) -> f64 {
+    pub fn latency(&self, places: &[Place], quota: Quota, load: Load<'_>) -> f64 {
         let percentile = self.slo.map_or(0.95, |slo| slo.percentile);
-        let least = quotas.iter().copied().min().unwrap_or(Quota::ZERO);
-        let (Some(queue), Some(bound)) = (self.queue(quotas, load), self.estimate.bound(least, self.window))
+        let servers = self.servers(places, quota);
+        let bound = |server: &Server| {
+            let rare = server.contended <= WAIT_PART * (1.0 - percentile);
+            if rare {
+                self.estimate.lone_bound(server.alone, self.window)
+            } else {
+                self.estimate.bound(server.quota, self.window)
+            }
+        };
+        let bounds: Option<Vec<_>> = servers.iter().map(bound).collect();
+        let (Some(queue), Some(slowest)) =
+            (self.queue(&servers, load), bounds.and_then(|bounds| bounds.into_iter().max()))
         else {
             return f64::INFINITY;
         };
-        queue.wait_quantile(FORECAST_PART + (1.0 - FORECAST_PART) * percentile) + bound.secs_f64()
+        queue.wait_quantile(1.0 - WAIT_PART * (1.0 - percentile)) + slowest.secs_f64()
     }
 
-    /// The smallest quota of the grid with which replicas that can have at most `caps` bear `load`, `None` if none.
+    /// The smallest quota of the grid with which replicas in `places` bear `load`, `None` if none.
     ///
     /// A larger quota is never worse, so the grid (floor, then every 5 %, then the ceiling) is searched by halving.
-    pub fn level(&self, caps: &[Quota], load: Load) -> Option<Quota> {
+    pub fn level(&self, places: &[Place], load: Load<'_>) -> Option<Quota> {
         let grid = self.grid();
-        let holds = |quota: &Quota| self.feasible(&self.grants(*quota, caps), load);
-        grid.get(grid.partition_point(|quota| !holds(quota))).copied()
+        grid.get(grid.partition_point(|&quota| !self.feasible(places, quota, load))).copied()
     }
 
     /// The cheapest plan that bears `load` with a number of replicas in `counts`, `None` if none does.
     ///
-    /// The first replicas can have at most `caps`, further ones up to the ceiling. Exact over the grid: counts end
-    /// where their floors alone cost more than the best plan.
-    pub fn cheapest(&self, caps: &[Quota], counts: RangeInclusive<u32>, load: Load) -> Option<Plan> {
+    /// The first replicas are in `places`, of further ones nothing is known. Exact over the grid: counts end where
+    /// their floors alone cost more than the best plan.
+    pub fn cheapest(&self, places: &[Place], counts: RangeInclusive<u32>, load: Load<'_>) -> Option<Plan> {
         let floor = self.share.dominant(self.gpu_memory).ppm();
         let mut best: Option<Plan> = None;
-        for replicas in counts.skip_while(|&n| self.hopeless(n, load)) {
+        for replicas in counts {
             if best.is_some_and(|best| best.cost.ppm() < floor * u64::from(replicas)) {
                 break;
             }
-            let caps = self.extended(caps, replicas);
-            let Some(quota) = self.level(&caps, load) else { continue };
-            let grants = self.grants(quota, &caps);
-            let cost = grants.iter().map(|&grant| self.share.dominant_at(grant, self.gpu_memory)).sum();
+            let places = self.extended(places, replicas);
+            if self.is_hopeless(&places, load) {
+                continue;
+            }
+            let Some(quota) = self.level(&places, load) else { continue };
+            let servers = self.servers(&places, quota);
+            let cost =
+                servers.iter().map(|server| self.share.dominant_at(server.quota, self.gpu_memory)).sum();
             if best.is_none_or(|best| cost < best.cost) {
                 best = Some(Plan { replicas, quota, cost });
             }
@@ -118,15 +205,24 @@ impl Problem<'_> {
         best
     }
 
-    /// `caps` cut or lengthened to `replicas`: a new replica may get up to the ceiling.
-    pub fn extended(&self, caps: &[Quota], replicas: u32) -> Vec<Quota> {
+    /// `places` cut or lengthened to `replicas`: a new replica may get up to the ceiling.
+    pub fn extended(&self, places: &[Place], replicas: u32) -> Vec<Place> {
         let wanted = usize::try_from(replicas).unwrap_or(usize::MAX);
-        caps.iter().copied().chain(core::iter::repeat(self.share.ceiling)).take(wanted).collect()
+        let new = Place::guaranteed(self.share.ceiling);
+        places.iter().copied().chain(core::iter::repeat(new)).take(wanted).collect()
     }
 
-    /// What each of the replicas gets at `quota`: at least its floor, at most its cap.
-    pub fn grants(&self, quota: Quota, caps: &[Quota]) -> Vec<Quota> {
-        caps.iter().map(|&cap| quota.min(cap).max(self.share.floor)).collect()
+    /// What a replica gets at `quota`: at least its floor, at most its cap.
+    pub fn granted(&self, place: &Place, quota: Quota) -> Quota {
+        quota.min(place.cap).max(self.share.floor)
+    }
+
+    fn servers(&self, places: &[Place], quota: Quota) -> Vec<Server> {
+        let server = |place: &Place| {
+            let quota = self.granted(place, quota);
+            Server { quota, alone: place.alone.max(quota), contended: place.contended.clamp(0.0, 1.0) }
+        };
+        places.iter().map(server).collect()
     }
 
     /// The quotas that are tried, in rising order.
@@ -147,42 +243,68 @@ impl Problem<'_> {
         self.estimate.bound(self.share.ceiling, self.window).is_some_and(|bound| bound <= slo.bound)
     }
 
-    /// Whether a lone request on a replica at `quota` keeps the objective, or none could.
-    pub fn serves(&self, quota: Quota) -> bool {
+    /// Whether lone requests in `place` at the most that it can have keep the objective, or none could anywhere.
+    pub fn serves(&self, place: &Place) -> bool {
         let Some(slo) = self.slo.filter(|slo| self.reachable(slo)) else { return true };
-        self.estimate.bound(quota, self.window).is_some_and(|bound| bound <= slo.bound)
+        let keeps = |bound: Option<Nanos>| bound.is_some_and(|bound| bound <= slo.bound);
+        keeps(self.estimate.bound(place.cap, self.window))
+            || (place.contended <= budget(&slo) && keeps(self.estimate.lone_bound(place.alone, self.window)))
     }
 
-    /// Seconds that a request may wait at the slowest of the replicas and still keep the objective.
-    fn slack(&self, quotas: &[Quota]) -> Option<f64> {
-        let bound = self.estimate.bound(quotas.iter().copied().min()?, self.window)?;
-        Some(self.slo.map_or(0.0, |slo| slo.bound.secs_f64() - bound.secs_f64()))
+    /// Mean seconds that a request holds a replica.
+    pub fn held(&self, place: &Place, quota: Quota) -> f64 {
+        self.servers(core::slice::from_ref(place), quota).iter().map(|server| self.moments(server).0).sum()
+    }
+
+    /// First two moments of the time that a request holds a replica.
+    ///
+    /// That is the time of its GPU work: what is beside it, decoding and the way there and back, goes on while the GPU
+    /// works on others.
+    fn moments(&self, server: &Server) -> (f64, f64) {
+        let at = |quota: Quota| {
+            let (mean, phase) = (self.estimate.held(quota), self.estimate.phase(quota, self.window));
+            (mean, mean * mean + phase * phase)
+        };
+        if server.contended <= 0.0 {
+            return at(server.alone);
+        }
+        let ((slow, slow_square), (fast, fast_square)) = (at(server.quota), at(server.alone));
+        let mixed = |slow: f64, fast: f64| server.contended * slow + (1.0 - server.contended) * fast;
+        (mixed(slow, fast), mixed(slow_square, fast_square))
     }
 
     /// All replicas behind one queue, each as fast as they are on average: requests go where the fewest are.
-    fn queue(&self, quotas: &[Quota], load: Load) -> Option<Queue> {
-        let servers = u32::try_from(quotas.len()).ok().filter(|&servers| servers > 0)?;
-        let speed: f64 = quotas.iter().map(|&quota| 1.0 / self.estimate.mean_seconds(quota).max(1e-9)).sum();
-        let least = quotas.iter().copied().min()?;
+    fn queue(&self, servers: &[Server], load: Load<'_>) -> Option<Queue> {
+        let number = u32::try_from(servers.len()).ok().filter(|&number| number > 0)?;
+        let (mut speed, mut spread) = (0.0, 0.0);
+        for server in servers {
+            let (mean, square) = self.moments(server);
+            speed += 1.0 / mean.max(1e-9);
+            spread += (square / (mean * mean).max(1e-18) - 1.0).max(0.0);
+        }
         Some(Queue {
-            servers,
+            servers: number,
             rate: load.rate,
-            service: f64::from(servers) / speed.max(1e-9),
+            service: f64::from(number) / speed.max(1e-9),
             arrival_scv: load.arrival_scv,
-            service_scv: self.estimate.scv(least, self.window),
+            service_scv: spread / f64::from(number),
         })
     }
 
-    fn utilised(&self, quotas: &[Quota], rate: f64) -> bool {
-        let granted: f64 = quotas.iter().map(|quota| quota.fraction()).sum();
-        rate * self.estimate.gpu.secs_f64() <= UTILISATION * granted
+    /// Whether replicas in `places` can't bear the mean of `load` even at the most that they can have.
+    fn is_hopeless(&self, places: &[Place], load: Load<'_>) -> bool {
+        let most: f64 = places.iter().map(|place| place.cap.max(place.alone).fraction()).sum();
+        load.rate * self.estimate.gpu.secs_f64() > most
     }
+}
 
-    /// Whether `replicas` can't bear the mean of `load` even at the ceiling.
-    fn hopeless(&self, replicas: u32, load: Load) -> bool {
-        let ceiling = self.share.ceiling.fraction();
-        load.rate * self.estimate.gpu.secs_f64() > f64::from(replicas) * ceiling
-    }
+/// Part of the requests that may be late by waiting.
+fn budget(slo: &Slo) -> f64 {
+    WAIT_PART * (1.0 - slo.percentile)
+}
+
+fn count(number: usize) -> f64 {
+    f64::from(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

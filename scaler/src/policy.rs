@@ -65,6 +65,8 @@ pub struct ReplicaView {
     pub share: Share,
     /// Position of its GPU among all.
     pub gpu: u32,
+    /// Number of its row there: who is in one row runs one after the other, and is lent the time that others leave.
+    pub row: u32,
     /// The quota that it has now.
     pub grant: Quota,
     /// The most that its node could grant it now.
@@ -130,7 +132,7 @@ pub enum Action {
         /// Position of the GPU among all.
         gpu: u32,
     },
-    /// Drain this replica, and have one less: what the same policies say.
+    /// Drain this replica, and have one less: what the same policies say, and one that has replaced it in a better place.
     Stop {
         /// Id of the replica.
         replica: String,

@@ -85,8 +85,8 @@ pub struct Observation {
 pub struct Undisturbed {
     /// Its latency.
     pub latency: Nanos,
-    /// The grant that it ran at.
-    pub grant: Quota,
+    /// The most of the time that it can have had.
+    pub quota: Quota,
     /// Whether no other was there. If one was, it may have waited: it shows only what the overhead is at most.
     pub alone: bool,
 }
@@ -104,9 +104,9 @@ impl ServiceTime {
         let keep = (-finished / MEMORY).exp();
         self.used = self.used * keep + seen.used.secs_f64();
         self.finished = self.finished * keep + finished;
-        let Some(request) = seen.undisturbed.filter(|request| !request.grant.is_zero()) else { return };
+        let Some(request) = seen.undisturbed.filter(|request| !request.quota.is_zero()) else { return };
         let Some(gpu) = self.gpu_seconds() else { return };
-        let beside = (request.latency.secs_f64() - gpu / request.grant.fraction()).max(0.0);
+        let beside = (request.latency.secs_f64() - gpu / request.quota.fraction()).max(0.0);
         if request.alone || beside < self.overhead {
             self.deviation += OVERHEAD_GAIN * ((beside - self.overhead).abs() - self.deviation);
             self.overhead += OVERHEAD_GAIN * (beside - self.overhead);
@@ -155,9 +155,9 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Mean seconds that a request holds a replica at `quota`: `e/q` and the time beside the GPU; infinite at zero.
-    pub fn mean_seconds(&self, quota: Quota) -> f64 {
-        self.gpu.secs_f64() / quota.fraction() + self.overhead.secs_f64()
+    /// Mean seconds that the GPU work of a request takes at `quota`; infinite at zero.
+    pub fn held(&self, quota: Quota) -> f64 {
+        self.gpu.secs_f64() / quota.fraction()
     }
 
     /// The time that a request which does not wait keeps to at `quota`, `None` at zero.
@@ -165,21 +165,24 @@ impl Estimate {
     /// The published bound `e/q + 2(1−q)Π` plus the longest kernel, at two standard errors of the GPU time, plus the
     /// time beside the GPU at two deviations.
     pub fn bound(&self, quota: Quota, window: Nanos) -> Option<Nanos> {
-        let gpu = Nanos::from_secs_f64(self.gpu.secs_f64() * (1.0 + 2.0 * self.uncertainty));
-        let beside = self.overhead + self.deviation + self.deviation;
-        completion_bound(gpu, quota, window, LONGEST_KERNEL).map(|time| time + beside)
+        self.bound_behind(LONGEST_KERNEL, quota, window)
     }
 
-    /// Squared coefficient of variation of the service time at `quota`: the window's phase and what is beside the GPU.
-    pub fn scv(&self, quota: Quota, window: Nanos) -> f64 {
-        let mean = self.mean_seconds(quota);
-        if !mean.is_finite() || mean <= 0.0 {
-            return 0.0;
-        }
-        // Uniform over one window's idle part, and 1.25 mean deviations make a standard deviation of a normal spread.
-        let phase = (1.0 - quota.fraction()) * window.secs_f64() / 12.0_f64.sqrt();
-        let beside = 1.25 * self.deviation.secs_f64();
-        (phase * phase + beside * beside) / (mean * mean)
+    /// The same while nobody else in the replica's row is at work, whose kernels it would have to wait for.
+    pub fn lone_bound(&self, quota: Quota, window: Nanos) -> Option<Nanos> {
+        self.bound_behind(Nanos::ZERO, quota, window)
+    }
+
+    fn bound_behind(&self, kernel: Nanos, quota: Quota, window: Nanos) -> Option<Nanos> {
+        let gpu = Nanos::from_secs_f64(self.gpu.secs_f64() * (1.0 + 2.0 * self.uncertainty));
+        let beside = self.overhead + self.deviation + self.deviation;
+        completion_bound(gpu, quota, window, kernel).map(|time| time + beside)
+    }
+
+    /// Standard deviation in seconds of the time that GPU work takes at `quota`, by where in a window it begins: uniform
+    /// over the window's idle part.
+    pub fn phase(&self, quota: Quota, window: Nanos) -> f64 {
+        (1.0 - quota.fraction()) * window.secs_f64() / 12.0_f64.sqrt()
     }
 }
 
@@ -229,8 +232,8 @@ mod tests {
     #[test]
     fn time_beside_the_gpu_is_learnt_from_requests_that_did_not_wait() {
         let mut service = ServiceTime::new(Some(Nanos::from_millis(20)));
-        let (latency, grant) = (Nanos::from_millis(60), percent(40));
-        let undisturbed = Some(Undisturbed { latency, grant, alone: true });
+        let (latency, quota) = (Nanos::from_millis(60), percent(40));
+        let undisturbed = Some(Undisturbed { latency, quota, alone: true });
         for _ in 0..80 {
             service.observe(&Observation { used: Nanos::from_millis(20), finished: 1, undisturbed });
         }
@@ -241,7 +244,7 @@ mod tests {
     fn a_request_that_may_have_waited_never_raises_the_overhead() {
         let mut service = ServiceTime::new(Some(Nanos::from_millis(20)));
         let undisturbed =
-            Some(Undisturbed { latency: Nanos::from_millis(400), grant: percent(40), alone: false });
+            Some(Undisturbed { latency: Nanos::from_millis(400), quota: percent(40), alone: false });
         let before = service.estimate().unwrap().overhead;
         service.observe(&Observation { used: Nanos::from_millis(20), finished: 1, undisturbed });
         assert_eq!(service.estimate().unwrap().overhead, before);
@@ -250,12 +253,12 @@ mod tests {
     #[test]
     fn a_smaller_quota_stretches_the_mean_and_the_bound() {
         let estimate = ServiceTime::new(Some(Nanos::from_millis(20))).estimate().unwrap();
-        assert!((estimate.mean_seconds(percent(50)) - 0.043).abs() < 1e-9);
+        assert!((estimate.held(percent(50)) - 0.040).abs() < 1e-9);
         assert!(
             estimate.bound(percent(25), Nanos::from_millis(10))
                 > estimate.bound(percent(50), Nanos::from_millis(10))
         );
         assert_eq!(estimate.bound(Quota::ZERO, Nanos::from_millis(10)), None);
-        assert!(estimate.mean_seconds(Quota::ZERO).is_infinite());
+        assert!(estimate.held(Quota::ZERO).is_infinite());
     }
 }

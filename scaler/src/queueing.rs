@@ -1,6 +1,9 @@
 //! How long requests wait for one of n equal replicas behind one queue, in closed form.
 //!
-//! Owns the formulas and their sources. It knows nothing of GPUs or objectives, and never simulates.
+//! Owns the formulas and their sources. It knows nothing of GPUs or objectives; what formulas can't say of bursts,
+//! [`replay`] does.
+
+pub mod replay;
 
 /// Requests that n equal servers take from one queue, first come, first served.
 ///
@@ -42,19 +45,13 @@ impl Queue {
     /// off faster: there the exponent `2(1−ρ)` becomes the root of the M/D/n queue (Tijms, A First Course in Stochastic
     /// Models, 9.6). The two are mixed by how constant the service and how Poisson the arrivals are.
     pub fn wait_tail(&self, seconds: f64) -> f64 {
-        if self.rate <= 0.0 || self.service <= 0.0 {
-            return 0.0;
-        }
-        self.tail().filter(|_| seconds >= 0.0).map_or(1.0, |tail| tail.beyond(seconds))
+        self.waits().map_or(1.0, |waits| waits.beyond(seconds))
     }
 
     /// The wait in seconds that a part `percentile` of the requests does not exceed; infinite in a queue that grows.
     pub fn wait_quantile(&self, percentile: f64) -> f64 {
         let beyond = (1.0 - percentile).clamp(1e-9, 1.0);
-        if self.rate <= 0.0 || self.service <= 0.0 {
-            return 0.0;
-        }
-        let Some(tail) = self.tail() else { return if beyond < 1.0 { f64::INFINITY } else { 0.0 } };
+        let Some(tail) = self.waits() else { return if beyond < 1.0 { f64::INFINITY } else { 0.0 } };
         if tail.beyond(0.0) <= beyond {
             return 0.0;
         }
@@ -73,15 +70,18 @@ impl Queue {
         most
     }
 
-    /// What the tail's formula needs, whatever the time that is asked for; nothing in a queue that grows.
-    fn tail(&self) -> Option<Tail> {
+    /// How long requests wait, worked out once for many times; nothing in a queue that grows.
+    pub fn waits(&self) -> Option<Waits> {
+        if self.rate <= 0.0 || self.service <= 0.0 {
+            return Some(Waits::default());
+        }
         let load = self.load();
         if load.is_nan() || load >= 1.0 {
             return None;
         }
         let spread = (self.arrival_scv + self.service_scv).max(0.05);
         let root = constant_service_root(load);
-        Some(Tail {
+        Some(Waits {
             waits: self.wait_probability(),
             constancy: (1.0 - self.service_scv).clamp(0.0, 1.0) / self.arrival_scv.max(1.0),
             factor: (1.0 - load) / (load * (load * root.exp() - 1.0)),
@@ -107,9 +107,10 @@ impl Queue {
     }
 }
 
-/// A queue's tail: `waits · (constancy · factor·exp(−constant·t) + (1 − constancy) · exp(−variable·t))` in scaled time.
-#[derive(Clone, Copy, Debug)]
-struct Tail {
+/// How long requests of a queue wait: `waits · (constancy · factor·exp(−constant·t) + (1 − constancy) · exp(−variable·t))` in
+/// scaled time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Waits {
     waits: f64,
     constancy: f64,
     factor: f64,
@@ -118,9 +119,12 @@ struct Tail {
     scale: f64,
 }
 
-impl Tail {
-    /// Probability that a request waits for more than `seconds`.
-    fn beyond(&self, seconds: f64) -> f64 {
+impl Waits {
+    /// Probability that a request waits for more than `seconds`: certain for less than none.
+    pub fn beyond(&self, seconds: f64) -> f64 {
+        if seconds < 0.0 {
+            return 1.0;
+        }
         let scaled = self.scale * seconds;
         let constant = (self.factor * (-self.constant * scaled).exp()).min(1.0);
         let variable = (-self.variable * scaled).exp();

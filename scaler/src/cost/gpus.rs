@@ -264,8 +264,8 @@ impl<'a> Sizing<'a> {
         }
     }
 
-    fn demand(&self, rate: f64) -> Demand {
-        Demand { rate, arrival_scv: self.work.arrival_scv }
+    fn demand(&self, rate: f64) -> Demand<'static> {
+        Demand { rate, arrival_scv: self.work.arrival_scv, recent: None }
     }
 
     /// Replicas that each step of `load` needs: none without requests, at most `most`.
@@ -313,7 +313,7 @@ impl<'a> Sizing<'a> {
 
     /// What a request asks of a replica at `quota`.
     fn service(&self, quota: Quota) -> Service {
-        let (part, held) = (quota.fraction().max(1e-6), self.estimate.mean_seconds(quota));
+        let (part, held) = (quota.fraction().max(1e-6), self.estimate.held(quota));
         // The spread of the work itself, beside that of the window's phase.
         let work = self.times.mean() / part;
         let own = self.times.scv() * work * work / (held * held);
@@ -321,7 +321,7 @@ impl<'a> Sizing<'a> {
         let more = nothing.bound(quota, self.window).unwrap_or_default().secs_f64();
         Service {
             held,
-            held_scv: own + self.estimate.scv(quota, self.window),
+            held_scv: own + (self.estimate.phase(quota, self.window) / held).powi(2),
             takes: self.times.stretched(1.0 / part, more),
         }
     }

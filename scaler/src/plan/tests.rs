@@ -4,6 +4,7 @@ use gpu_share::units::SmShare;
 use proptest::prelude::*;
 
 use super::*;
+use crate::demand::Demand;
 use crate::profile::ServiceTime;
 
 fn percent(percent: u8) -> Quota {
@@ -22,8 +23,8 @@ fn problem<'a>(estimate: &'a Estimate, share: &'a Share, slo: impl Into<Option<S
     Problem { estimate, share, slo: slo.into(), window: Nanos::from_millis(10), gpu_memory: Bytes::gib(16) }
 }
 
-fn poisson(rate: f64) -> Load {
-    Load { rate, arrival_scv: 1.0 }
+fn poisson(rate: f64) -> Load<'static> {
+    Load { rate, arrival_scv: 1.0, recent: None }
 }
 
 fn estimate(millis: u64) -> Estimate {
@@ -33,7 +34,7 @@ fn estimate(millis: u64) -> Estimate {
 #[test]
 fn ten_requests_a_second_of_20_ms_need_much_less_than_a_gpu_and_more_than_their_mean() {
     let (estimate, share) = (estimate(20), share(10, 100));
-    let level = problem(&estimate, &share, slo(100)).level(&[percent(100)], poisson(10.0)).unwrap();
+    let level = problem(&estimate, &share, slo(100)).level(&guaranteed(&[100]), poisson(10.0)).unwrap();
     assert!((percent(50)..=percent(80)).contains(&level), "{level}");
 }
 
@@ -42,15 +43,19 @@ fn an_objective_out_of_reach_is_planned_by_utilisation() {
     let (estimate, share) = (estimate(20), share(10, 100));
     let problem = problem(&estimate, &share, slo(15));
     assert_eq!(problem.cheapest(&[], 1..=100, poisson(30.0)).unwrap().replicas, 1);
-    assert_eq!(problem.level(&[percent(100)], poisson(20.0)), Some(percent(60)));
+    assert_eq!(problem.level(&guaranteed(&[100]), poisson(20.0)), Some(percent(60)));
 }
 
-/// Requests a second that replicas granted `quotas` sustain, by bisection.
-fn capacity(problem: &Problem<'_>, quotas: &[Quota]) -> f64 {
+fn guaranteed(percents: &[u8]) -> Vec<Place> {
+    percents.iter().map(|&cap| Place::guaranteed(percent(cap))).collect()
+}
+
+/// Requests a second that replicas in `places` at their most sustain, by bisection.
+fn capacity(problem: &Problem<'_>, places: &[Place]) -> f64 {
     let (mut least, mut most) = (0.0, 1e4);
     for _ in 0..40 {
         let middle = 0.5 * (least + most);
-        if problem.feasible(quotas, poisson(middle)) { least = middle } else { most = middle }
+        if problem.feasible(places, Quota::WHOLE, poisson(middle)) { least = middle } else { most = middle }
     }
     least
 }
@@ -59,7 +64,7 @@ fn capacity(problem: &Problem<'_>, quotas: &[Quota]) -> f64 {
 fn what_one_replica_cannot_bear_takes_the_fewest_that_can() {
     let (estimate, share) = (estimate(20), share(10, 100));
     let problem = problem(&estimate, &share, slo(100));
-    let one = capacity(&problem, &[percent(100)]);
+    let one = capacity(&problem, &guaranteed(&[100]));
     assert!((20.0..45.0).contains(&one), "20 ms each, at most 90 % busy: {one}/s");
     assert_eq!(problem.cheapest(&[], 1..=8, poisson(one * 0.99)).unwrap().replicas, 1);
     assert_eq!(problem.cheapest(&[], 1..=8, poisson(one * 1.1)).unwrap().replicas, 2);
@@ -70,9 +75,64 @@ fn what_one_replica_cannot_bear_takes_the_fewest_that_can() {
 fn a_replica_without_room_is_made_up_for_by_the_others() {
     let (estimate, share) = (estimate(20), share(10, 100));
     let problem = problem(&estimate, &share, None);
-    let level = problem.level(&[percent(20), percent(100)], poisson(30.0)).unwrap();
+    let places = guaranteed(&[20, 100]);
+    let level = problem.level(&places, poisson(30.0)).unwrap();
     assert_eq!(level, percent(70));
-    assert_eq!(problem.grants(level, &[percent(20), percent(100)]), [percent(20), percent(70)]);
+    let granted: Vec<_> = places.iter().map(|place| problem.granted(place, level)).collect();
+    assert_eq!(granted, [percent(20), percent(70)]);
+}
+
+#[test]
+fn time_beside_the_gpu_takes_none_of_a_replicas() {
+    let share = share(10, 100);
+    let beside = Nanos::from_millis(70);
+    let estimate = Estimate { overhead: beside, deviation: Nanos::from_millis(2), ..estimate(10) };
+    let problem = problem(&estimate, &share, slo(150));
+    // 40 a second of 10 ms keep it busy for 40 % of the time; 80 ms each would be more than three.
+    assert_eq!(problem.cheapest(&[], 1..=8, poisson(40.0)).unwrap().replicas, 1);
+}
+
+#[test]
+fn a_grant_counts_only_while_others_in_the_row_are_at_work() {
+    let (estimate, share) = (estimate(20), share(10, 100));
+    let problem = problem(&estimate, &share, slo(100));
+    let level = |contended| {
+        let place = Place { cap: percent(100), alone: percent(100), contended };
+        problem.level(&[place], poisson(5.0)).unwrap()
+    };
+    assert_eq!(level(0.0), percent(10));
+    assert_eq!(level(0.005), percent(10));
+    assert!(level(0.5) > percent(40), "{}", level(0.5));
+    assert!(level(0.5) <= level(1.0));
+    let cramped = |contended| Place { cap: percent(10), alone: percent(100), contended };
+    assert!(problem.serves(&cramped(0.005)) && !problem.serves(&cramped(0.5)));
+}
+
+/// A minute of 20 requests a second: as chance has it, or four times as many in every fourth second.
+fn minute(demand: &mut Demand, counts: impl Fn(u64) -> u64) {
+    for step in 1..=300_u64 {
+        demand.observe(Nanos::from_millis(200 * step), counts(step), Nanos::from_secs(5));
+    }
+}
+
+#[test]
+fn bursts_that_came_take_as_much_as_they_need_and_no_more() {
+    let (estimate, share) = (estimate(20), share(10, 100));
+    let problem = problem(&estimate, &share, slo(100));
+    let needs = |counts: fn(u64) -> u64| {
+        let mut demand = Demand::new(0.01, Nanos::from_millis(300), 0.01);
+        minute(&mut demand, counts);
+        let recent = demand.recent();
+        let load = Load { rate: recent.peak(), arrival_scv: 8.0, recent: Some(recent) };
+        (
+            problem.cheapest(&[], 1..=8, load).unwrap().replicas,
+            problem.cheapest(&[], 1..=8, Load { recent: None, ..load }).unwrap().replicas,
+        )
+    };
+    let (even, by_moments) = needs(|_| 4);
+    assert!(even < by_moments, "{even} for what came, {by_moments} for what its moments allow");
+    let (bursts, _) = needs(|step| if step % 20 < 5 { 16 } else { 0 });
+    assert!(bursts > even, "{bursts} and {even}");
 }
 
 proptest! {
@@ -86,15 +146,16 @@ proptest! {
         let best = problem.cheapest(&[], 1..=most, load);
         for replicas in 1..=most {
             for quota in problem.grid() {
-                let grants = vec![quota; replicas as usize];
-                if problem.feasible(&grants, load) {
-                    let cost = grants.iter().map(|&q| share.dominant_at(q, Bytes::gib(16))).sum();
+                let places = problem.extended(&[], replicas);
+                if problem.feasible(&places, quota, load) {
+                    let grants = places.iter().map(|place| problem.granted(place, quota));
+                    let cost = grants.map(|grant| share.dominant_at(grant, Bytes::gib(16))).sum();
                     prop_assert!(best.is_some_and(|best| best.cost <= cost), "{replicas} at {quota}: {best:?}");
                 }
             }
         }
         if let Some(plan) = best {
-            prop_assert!(problem.feasible(&vec![plan.quota; plan.replicas as usize], load));
+            prop_assert!(problem.feasible(&problem.extended(&[], plan.replicas), plan.quota, load));
         }
     }
 }

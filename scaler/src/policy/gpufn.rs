@@ -3,19 +3,24 @@
 //! Owns when grants and replica counts change. What they must be is [`crate::plan`]'s, what comes is
 //! [`crate::demand`]'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gpu_share::annotations::{Scaling, Wish};
 use gpu_share::latency::Profiles;
 use gpu_share::share::Share;
 use gpu_share::units::{Bytes, Nanos};
 
+use self::counts::Moves;
 use self::function::Function;
+use self::rows::Rows;
 pub use self::tuning::Tuning;
 use super::{Decision, FunctionView, Policy};
 
+mod counts;
 mod function;
+mod grants;
 mod observed;
+mod rows;
 mod tuning;
 
 /// The policy `gpufn`.
@@ -24,6 +29,8 @@ pub struct Gpufn {
     profiles: Profiles,
     tuning: Tuning,
     functions: BTreeMap<String, Known>,
+    rows: Rows,
+    moves: Moves,
 }
 
 /// A function that was seen before, and the wish that what is known of it holds for.
@@ -36,23 +43,7 @@ struct Known {
 impl Gpufn {
     /// The policy with these profiles and numbers.
     pub fn new(profiles: Profiles, tuning: Tuning) -> Self {
-        Self { profiles, tuning, functions: BTreeMap::new() }
-    }
-
-    /// The state of a function; it starts anew when the wish changes, for that is another model or share.
-    fn known(&mut self, now: Nanos, view: &FunctionView) -> &mut Function {
-        let fresh = || Known {
-            wish: view.wish.clone(),
-            function: Function::new(now, view, &self.profiles, &self.tuning),
-        };
-        let known = self.functions.entry(view.name.clone()).or_insert_with(fresh);
-        if known.wish != view.wish {
-            *known = Known {
-                wish: view.wish.clone(),
-                function: Function::new(now, view, &self.profiles, &self.tuning),
-            };
-        }
-        &mut known.function
+        Self { profiles, tuning, functions: BTreeMap::new(), rows: Rows::default(), moves: Moves::default() }
     }
 }
 
@@ -66,15 +57,23 @@ impl Policy for Gpufn {
     }
 
     fn decide(&mut self, now: Nanos, functions: &[FunctionView]) -> Vec<Decision> {
-        self.functions.retain(|name, _| functions.iter().any(|view| view.name == *name));
+        let shown: BTreeSet<_> = functions.iter().map(|view| view.name.as_str()).collect();
+        self.functions.retain(|name, _| shown.contains(name.as_str()));
+        self.rows.look(now, functions);
         let mut decisions = Vec::new();
         for view in functions {
-            let tuning = self.tuning;
-            let function = self.known(now, view);
-            if view.wish.scaling == Scaling::Off {
-                continue;
+            let contended: Vec<f64> =
+                view.replicas.iter().map(|replica| self.rows.contended(replica)).collect();
+            // It starts anew when the wish changes, for that is another model or share.
+            let is_known = self.functions.get(&view.name).is_some_and(|known| known.wish == view.wish);
+            if !is_known {
+                let function = Function::new(now, view, &self.profiles, &self.tuning);
+                self.functions.insert(view.name.clone(), Known { wish: view.wish.clone(), function });
             }
-            decisions.extend(function.decide(now, view, &tuning));
+            let Some(known) = self.functions.get_mut(&view.name) else { continue };
+            if view.wish.scaling != Scaling::Off {
+                decisions.extend(known.function.decide(now, view, &contended, &self.tuning, &mut self.moves));
+            }
         }
         decisions
     }

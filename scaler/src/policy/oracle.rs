@@ -13,7 +13,7 @@ use gpu_share::share::Share;
 use gpu_share::units::{Bytes, Nanos, Quota};
 
 use super::{Action, Decision, FunctionView, Policy, ReplicaState, ReplicaView};
-use crate::plan::{Load, Problem};
+use crate::plan::{Load, Place, Problem};
 use crate::profile::Estimate;
 
 /// How far a grant looks ahead: it must bear what comes until the next one has reached the GPU.
@@ -60,16 +60,20 @@ impl Oracle {
             window: view.window,
             gpu_memory: view.gpu_memory,
         };
-        let load =
-            |until: Nanos| Load { rate: (self.future)(&view.name, now, now + until), arrival_scv: 1.0 };
+        let load = |until: Nanos| Load {
+            rate: (self.future)(&view.name, now, now + until),
+            arrival_scv: 1.0,
+            recent: None,
+        };
         let serving: Vec<_> = view
             .replicas
             .iter()
             .filter(|r| matches!(r.state, ReplicaState::Ready | ReplicaState::Parked))
             .collect();
         let present: Vec<_> = view.replicas.iter().filter(|r| r.state != ReplicaState::Draining).collect();
-        let caps = |replicas: &[&ReplicaView]| -> Vec<Quota> {
-            replicas.iter().map(|replica| replica.room.min(share.ceiling).max(share.floor)).collect()
+        let caps = |replicas: &[&ReplicaView]| -> Vec<Place> {
+            let cap = |replica: &&ReplicaView| replica.room.min(share.ceiling).max(share.floor);
+            replicas.iter().map(|replica| Place::guaranteed(cap(replica))).collect()
         };
         let soon = load(NEXT);
         let quota = problem.level(&caps(&serving), soon).unwrap_or(share.ceiling);

@@ -6,6 +6,7 @@ use super::*;
 
 mod cluster;
 mod compared;
+mod places;
 mod properties;
 mod scenarios;
 

@@ -182,6 +182,7 @@ fn replica_view(
         state,
         share: lease.binding.share,
         gpu: status.gpus.iter().find(|gpu| gpu.gpu.id == lease.binding.gpu).map_or(0, |gpu| gpu.gpu.index),
+        row: lease.binding.row,
         grant: lease.binding.grant,
         room: room(status, &lease.binding),
         in_flight: replica.in_flight(),
@@ -227,8 +228,15 @@ async fn carry_out(
                 platform.set_wanted(&function, replicas.min(max), &reason);
             }
         }
+        Action::Stop { replica } => {
+            if let Some((function, replica)) = replicas.get(&replica) {
+                // It first: of too many, the newest would go.
+                replica.drain.cancel();
+                platform.set_wanted(function, function.wanted().saturating_sub(1), &reason);
+            }
+        }
         // Policies that keep their own books of GPUs are for comparison: on this node the ledger does.
-        Action::Start { .. } | Action::Stop { .. } => {
+        Action::Start { .. } => {
             tracing::warn!(?action, reason, "A decision that only the simulator carries out is left out.");
         }
     }

@@ -72,6 +72,7 @@ impl Cluster {
                 granted += replica.share.sm.fraction() * replica.engine.grant().fraction();
                 let view = &mut self.views[self.view_at[index]].replicas[position];
                 view.state = replica.state;
+                view.row = replica.row.unwrap_or(0);
                 view.grant = replica.engine.grant();
                 view.room = room;
                 view.in_flight = replica.in_flight;
@@ -167,8 +168,10 @@ impl Cluster {
                     && self.has_memory(gpu, &share)
                 {
                     self.functions[index as usize].wanted += 1;
-                    // What is there at the beginning is ready.
-                    self.start(index, share, gpu, false, self.now == Nanos::ZERO);
+                    // As under every policy, the fewest that the function allows are ready at the beginning.
+                    let least = self.view(index).wish.replicas.min;
+                    let ready = self.now == Nanos::ZERO && self.functions[index as usize].wanted <= least;
+                    self.start(index, share, gpu, false, ready);
                 }
             }
             Action::Stop { replica } => {

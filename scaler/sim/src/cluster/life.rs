@@ -59,6 +59,7 @@ impl Cluster {
             state: ReplicaState::Starting,
             share: replica.share,
             gpu: replica.gpu,
+            row: replica.row.unwrap_or(0),
             grant: replica.share.floor,
             room: replica.share.ceiling,
             in_flight: 0,

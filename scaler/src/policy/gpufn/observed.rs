@@ -2,15 +2,15 @@
 //!
 //! Owns the memory between decisions and how it is brought up to date. It decides nothing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use gpu_share::annotations::Slo;
 use gpu_share::latency::Profiles;
-use gpu_share::units::{Nanos, Quota};
+use gpu_share::units::Nanos;
 
 use super::Tuning;
-use crate::demand::{Demand, Forecast};
-use crate::plan::FORECAST_PART;
+use crate::demand::{Demand, Forecast, Recent};
+use crate::plan::{FORECAST_PART, WAIT_PART};
 use crate::policy::{FunctionView, ReplicaState};
 use crate::profile::{Estimate, Observation, ServiceTime, Undisturbed};
 
@@ -19,6 +19,9 @@ const RECENT: Nanos = Nanos::from_secs(2);
 /// Latencies count for the margin when the plan has been sound for so long: before, the queue is an earlier one.
 const SETTLED: Nanos = Nanos::from_secs(2);
 
+/// A row in which others are at work for less than this part of the time is quiet.
+const QUIET: f64 = 0.05;
+
 /// The memory of one function.
 #[derive(Clone, Debug)]
 pub(super) struct Observed {
@@ -26,8 +29,8 @@ pub(super) struct Observed {
     service: ServiceTime,
     /// When requests finished, and their latency; oldest first.
     latencies: VecDeque<(Nanos, Nanos)>,
-    /// Grant of each replica that served at the last decision.
-    grants: BTreeMap<String, Quota>,
+    /// Replicas that served at the last decision.
+    served: BTreeSet<String>,
     in_flight: u32,
     /// What is to be ready for.
     pub(super) forecast: Forecast,
@@ -48,7 +51,7 @@ impl Observed {
             demand: Demand::new(FORECAST_PART * miss, tuning.vertical, 0.5 * miss),
             service: ServiceTime::new(surface.map(|surface| surface.gpu_time(view.wish.share.sm, 1))),
             latencies: VecDeque::new(),
-            grants: BTreeMap::new(),
+            served: BTreeSet::new(),
             in_flight: 0,
             forecast: Forecast { arrival_scv: 1.0, ..Forecast::default() },
             active: now,
@@ -58,9 +61,9 @@ impl Observed {
     }
 
     /// Takes in a view.
-    pub(super) fn update(&mut self, now: Nanos, view: &FunctionView, tuning: &Tuning) {
+    pub(super) fn update(&mut self, now: Nanos, view: &FunctionView, contended: &[f64], tuning: &Tuning) {
         self.forecast = self.demand.observe(now, view.arrivals, view.cold_start);
-        self.service.observe(&self.observation(view));
+        self.service.observe(&self.observation(view, contended));
         self.latencies.extend(view.latencies.iter().map(|&latency| (now, latency)));
         while self.latencies.pop_front_if(|&mut (at, _)| now.since(at) > RECENT).is_some() {}
         if let Some(slo) = view.wish.slo {
@@ -71,11 +74,16 @@ impl Observed {
         }
         self.in_flight = view.in_flight;
         let serving = view.replicas.iter().filter(|replica| replica.state == ReplicaState::Ready);
-        self.grants = serving.map(|replica| (replica.id.clone(), replica.grant)).collect();
+        self.served = serving.map(|replica| replica.id.clone()).collect();
     }
 
     pub(super) fn estimate(&self) -> Option<Estimate> {
         self.service.estimate()
+    }
+
+    /// Arrivals of the last minute.
+    pub(super) fn recent_arrivals(&self) -> &Recent {
+        self.demand.recent()
     }
 
     /// Latencies of the last two seconds.
@@ -85,34 +93,35 @@ impl Observed {
 
     /// What the interval since the last decision says of the service time. Only replicas that served before count:
     /// loading a model is GPU time too.
-    fn observation(&self, view: &FunctionView) -> Observation {
-        let served = |id: &str| self.grants.contains_key(id);
+    fn observation(&self, view: &FunctionView, contended: &[f64]) -> Observation {
+        let served = |id: &str| self.served.contains(id);
         let used =
             view.replicas.iter().filter(|replica| served(&replica.id)).map(|replica| replica.used).sum();
-        let finished = if self.grants.is_empty() { 0 } else { view.latencies.len() };
+        let finished = if self.served.is_empty() { 0 } else { view.latencies.len() };
         Observation {
             used,
             finished: u64::try_from(finished).unwrap_or(u64::MAX),
-            undisturbed: self.undisturbed(view),
+            undisturbed: self.undisturbed(view, contended),
         }
     }
 
-    /// A request that was alone, or the fastest of several; only while the grant has not changed, and on as many
-    /// replicas as before.
-    fn undisturbed(&self, view: &FunctionView) -> Option<Undisturbed> {
-        let grant = *self.grants.values().next()?;
-        let same =
-            view.replicas.iter().filter(|r| r.state == ReplicaState::Ready && r.grant == grant).count();
-        if same != self.grants.len() || self.grants.values().any(|&before| before != grant) {
+    /// A request that was alone, or the fastest of several; only on as many replicas as before. It had the ceiling if
+    /// nobody else in the row was at work, and at most the ceiling in any case.
+    fn undisturbed(&self, view: &FunctionView, contended: &[f64]) -> Option<Undisturbed> {
+        let ready = view.replicas.iter().zip(contended).filter(|(r, _)| r.state == ReplicaState::Ready);
+        let (count, quiet) =
+            ready.fold((0, true), |(count, quiet), (_, &part)| (count + 1, quiet && part < QUIET));
+        if count != self.served.len() {
             return None;
         }
         let latency = view.latencies.iter().copied().min()?;
         let alone = self.in_flight == 0 && view.in_flight == 0 && view.held == 0 && view.arrivals == 1;
-        Some(Undisturbed { latency, grant, alone: alone && view.latencies.len() == 1 })
+        let alone = alone && quiet && view.latencies.len() == 1;
+        Some(Undisturbed { latency, quota: view.wish.share.ceiling, alone })
     }
 
-    /// Integral feedback: late requests raise the margin on the demand, others lower it, so that it settles where half
-    /// of the misses that the objective allows come about, however far off the formulas are. Only while the plan claims
+    /// Integral feedback: late requests raise the margin on the demand, others lower it, so that it settles where as
+    /// many are late as are planned to be, however far off the formulas are. Only while the plan claims
     /// to suffice.
     fn adapt_margin(&mut self, now: Nanos, latencies: &[Nanos], slo: Slo, tuning: &Tuning) {
         if self.sound_since.is_none_or(|since| now.since(since) < SETTLED) {
@@ -120,7 +129,7 @@ impl Observed {
         }
         for latency in latencies {
             let late = if *latency > slo.bound { 1.0 } else { 0.0 };
-            self.margin += tuning.margin_gain * (late - 0.5 * (1.0 - slo.percentile));
+            self.margin += tuning.margin_gain * (late - WAIT_PART * (1.0 - slo.percentile));
             self.margin = self.margin.max(tuning.margin_least).min(tuning.margin_most);
         }
     }

@@ -13,6 +13,9 @@ pub struct Tuning {
     pub hold: Nanos,
     /// Without a request for so long, a function's replicas are parked. 3 s.
     pub park_after: Nanos,
+    /// The same where a request that wakes a replica at its floor would be late, because others in its row are at work: the
+    /// time that is kept up is lent to them meanwhile. 20 s.
+    pub park_late_after: Nanos,
     /// More replicas are started when the grants have been too little for so long: two decisions, so that one
     /// estimate off the mark starts nothing. 400 ms.
     pub confirm: Nanos,
@@ -29,7 +32,7 @@ pub struct Tuning {
     /// Part of the objective's bound beyond which waiting or latency sets off the safety net. 0.7.
     pub alarm: f64,
     /// What one request late adds to the margin on the demand; one in time takes off so much that the margin settles
-    /// where half of the allowed misses come about. 0.02.
+    /// where as many are late as are planned to be. 0.02.
     pub margin_gain: f64,
     /// Smallest margin on the demand, as a factor. For the number of replicas it is at least 1. 0.75.
     pub margin_least: f64,
@@ -44,6 +47,7 @@ impl Default for Tuning {
             dead_band: Quota::saturating_from_fraction(0.05),
             hold: Nanos::from_millis(1_500),
             park_after: Nanos::from_secs(3),
+            park_late_after: Nanos::from_secs(20),
             confirm: Nanos::from_millis(400),
             keep: Nanos::from_secs(20),
             keep_last: Nanos::from_secs(300),

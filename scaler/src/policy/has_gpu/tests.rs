@@ -26,6 +26,7 @@ fn pod(id: &str, gpu: u32, share: (u8, u8)) -> ReplicaView {
         state: ReplicaState::Ready,
         share: Share::new(sm(share.0), percent(share.1), Quota::WHOLE, Bytes::gib(2)).unwrap(),
         gpu,
+        row: 0,
         grant: percent(share.1),
         room: Quota::WHOLE,
         in_flight: 0,

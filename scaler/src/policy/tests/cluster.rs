@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use gpu_share::annotations::Scaling;
 use gpu_share::quota::{QuotaServer, Verdict, WINDOW};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -16,6 +17,35 @@ const DECIDE: u64 = 200;
 const BESIDE: u32 = 3;
 const ON_GPU: u32 = 20;
 
+/// The function.
+const NAME: &str = "resnet";
+
+/// Another function in the same row, whose replica used so much since the last decision.
+fn neighbour(beside: &FunctionView, used: Nanos) -> FunctionView {
+    let share = Share { floor: Quota::from_percent(10).unwrap(), ..beside.wish.share };
+    FunctionView {
+        name: "neighbour".into(),
+        wish: Wish { scaling: Scaling::Off, ..beside.wish.clone() },
+        replicas: vec![ReplicaView {
+            id: "neighbour".into(),
+            state: ReplicaState::Ready,
+            share,
+            gpu: 0,
+            row: 0,
+            grant: share.floor,
+            room: share.floor,
+            in_flight: 1,
+            age: Nanos::from_secs(3_600),
+            used,
+        }],
+        arrivals: 0,
+        held: 0,
+        in_flight: 1,
+        latencies: Vec::new(),
+        ..beside.clone()
+    }
+}
+
 /// How requests come.
 #[derive(Clone, Copy)]
 pub(super) enum Arrivals {
@@ -29,6 +59,8 @@ pub(super) struct Cluster {
     /// Most that a replica may be granted.
     pub(super) room: Quota,
     pub(super) cold_start: Nanos,
+    /// Nobody else in the row is at work; else somebody always is, and no time is left to be lent.
+    pub(super) quiet: bool,
     arrivals: Arrivals,
     random: StdRng,
     due: f64,
@@ -67,12 +99,15 @@ impl Replica {
         self.server.quota()
     }
 
-    fn step(&mut self, now: Nanos) -> Option<Nanos> {
+    /// A tick; `lent` is all time that it is not granted.
+    fn step(&mut self, now: Nanos, lent: bool) -> Option<Nanos> {
         let request = self.queue.front_mut()?;
         if request.beside > 0 {
             request.beside -= 1;
         } else {
-            self.runs = if self.runs {
+            self.runs = if lent {
+                true
+            } else if self.runs {
                 self.server.has_credit(now)
             } else {
                 matches!(self.server.ask(now), Verdict::Run(_))
@@ -99,6 +134,7 @@ impl Cluster {
             wish,
             room: Quota::WHOLE,
             cold_start: Nanos::from_secs(5),
+            quiet: false,
             arrivals,
             random: StdRng::seed_from_u64(11),
             due: 0.0,
@@ -196,7 +232,7 @@ impl Cluster {
                 replica.state = ReplicaState::Ready;
             }
             self.granted += replica.grant().fraction();
-            if let Some(arrived) = replica.step(now) {
+            if let Some(arrived) = replica.step(now, self.quiet) {
                 let latency = (now + TICK).since(arrived);
                 self.finished.push(latency);
                 self.served.push((arrived, latency));
@@ -216,6 +252,7 @@ impl Cluster {
                 state: replica.state,
                 share: self.wish.share,
                 gpu: 0,
+                row: 0,
                 grant: replica.server.quota(),
                 room,
                 in_flight: replica.queue.len() as u32,
@@ -224,7 +261,7 @@ impl Cluster {
             })
             .collect();
         FunctionView {
-            name: "resnet".into(),
+            name: NAME.into(),
             wish: self.wish.clone(),
             gpu_memory: Bytes::gib(16),
             window: WINDOW,
@@ -239,7 +276,9 @@ impl Cluster {
 
     fn decide(&mut self) {
         let (now, view) = (self.now(), self.view());
-        for decision in self.policy.decide(now, &[view]) {
+        let used = if self.quiet { Nanos::ZERO } else { Nanos(DECIDE * TICK.0) };
+        let neighbour = neighbour(&view, used);
+        for decision in self.policy.decide(now, &[view, neighbour]) {
             self.carry_out(now, &decision.action);
             self.decisions.push((now, decision));
         }
@@ -260,7 +299,8 @@ impl Cluster {
                     replica.state = ReplicaState::Parked;
                 }
             }
-            Action::Scale { replicas, .. } => self.scale(*replicas),
+            Action::Scale { function, replicas } if function == NAME => self.scale(*replicas),
+            Action::Scale { .. } => {}
             Action::Start { .. } | Action::Stop { .. } => {
                 panic!("{action:?} of a policy that keeps no books")
             }

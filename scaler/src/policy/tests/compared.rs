@@ -120,6 +120,7 @@ fn fast_gshare_bears_the_load_with_the_best_per_area_and_one_for_the_rest() {
                 state: ReplicaState::Ready,
                 share: shares[0],
                 gpu: 0,
+                row: 0,
                 grant: shares[0].floor,
                 room: Quota::WHOLE,
                 in_flight: 0,

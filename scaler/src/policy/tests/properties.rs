@@ -43,6 +43,7 @@ fn replica(share: Share) -> impl Strategy<Value = ReplicaView> {
             state,
             share,
             gpu: 0,
+            row: 0,
             grant,
             room,
             in_flight,
@@ -111,7 +112,13 @@ proptest! {
                     Action::Scale { replicas, .. } => {
                         prop_assert!((bounds.min..=bounds.max).contains(replicas), "{decision:?}");
                     }
-                    Action::Start { .. } | Action::Stop { .. } => prop_assert!(false, "{decision:?}"),
+                    Action::Stop { replica } => {
+                        let is_staying = |r: &&ReplicaView| r.state != ReplicaState::Draining;
+                        let staying: Vec<_> = view.replicas.iter().filter(is_staying).collect();
+                        prop_assert!(staying.iter().any(|r| r.id == *replica), "{decision:?}");
+                        prop_assert!(staying.len() > bounds.min as usize, "{decision:?}");
+                    }
+                    Action::Start { .. } => prop_assert!(false, "{decision:?}"),
                 }
             }
         }

@@ -1,0 +1,188 @@
+//! How many replicas one function has, and which of them are moved to another place.
+//!
+//! Owns when replicas are started and removed. How many are enough is [`crate::plan`]'s to say.
+
+use std::collections::BTreeMap;
+
+use gpu_share::annotations::Scaling;
+use gpu_share::units::Nanos;
+
+use super::function::{Replica, Scene, load};
+use super::observed::{Observed, is_active};
+use crate::plan::{Load, Place};
+use crate::policy::{Action, Decision, ReplicaState};
+
+/// A wanted number of replicas that has not come about is said again after this time.
+const REPEAT: Nanos = Nanos::from_secs(1);
+/// From one GPU at most one replica is moved in this time: a move costs a cold start and memory for two, and what it
+/// brings is seen only afterwards.
+const MOVE: Nanos = Nanos::from_secs(60);
+
+/// When replicas were last moved away from each GPU.
+#[derive(Debug, Default)]
+pub(super) struct Moves(BTreeMap<u32, Nanos>);
+
+impl Moves {
+    /// Whether one may be moved from `gpu` now; if so, it is noted.
+    fn take(&mut self, now: Nanos, gpu: u32) -> bool {
+        let may = self.0.get(&gpu).is_none_or(|&last| now.since(last) >= MOVE);
+        if may {
+            self.0.insert(gpu, now);
+        }
+        may
+    }
+}
+
+/// State of the count of one function.
+#[derive(Debug)]
+pub(super) struct Counts {
+    /// Since when the replicas have not been able to bear the demand.
+    short_since: Option<Nanos>,
+    /// Last time that one replica less would not have been enough.
+    all_needed: Nanos,
+    /// The number of replicas that was wanted last, and when.
+    scaled: Option<(Nanos, u32)>,
+}
+
+impl Counts {
+    pub(super) fn new(now: Nanos) -> Self {
+        Self { short_since: None, all_needed: now, scaled: None }
+    }
+
+    /// What to change about the number of replicas, if anything.
+    pub(super) fn decide(
+        &mut self,
+        scene: &Scene<'_>,
+        observed: &Observed,
+        moves: &mut Moves,
+    ) -> Option<Decision> {
+        let (bounds, present) = (scene.view.wish.replicas, scene.present());
+        let demand = scene.said(observed, observed.forecast.cold);
+        let least = bounds.min.max(u32::from(is_active(scene.view))).min(bounds.max);
+        if present < least || present > bounds.max {
+            let reason = format!("{demand}; {least} to {} are allowed", bounds.max);
+            return self.scale(scene, present.clamp(least, bounds.max), reason);
+        }
+        // Nothing runs and nothing has come: what was forecast before does not start anything.
+        if scene.view.wish.scaling == Scaling::Vertical || (present == 0 && !is_active(scene.view)) {
+            return None;
+        }
+        if is_idle(scene, observed) {
+            self.short_since = None;
+            return self.removal(scene, observed);
+        }
+        let needed = needed(scene, observed, 1.0);
+        if needed > present {
+            self.all_needed = scene.now;
+            let since = *self.short_since.get_or_insert(scene.now);
+            if scene.now.since(since) < scene.tuning.confirm && present > 0 {
+                return None;
+            }
+            let secs = scene.view.cold_start.secs_f64();
+            let reason = format!("{demand} in {secs:.1} s; {present} at their most can't bear that");
+            return self.scale(scene, needed, reason);
+        }
+        self.short_since = None;
+        match most_crowded(scene) {
+            Some(crowded) => self.move_away(scene, observed, crowded, needed, moves),
+            None => self.removal(scene, observed),
+        }
+    }
+
+    /// A replica in whose row others are at work so much that its requests are late is replaced: another one starts
+    /// first, where the ledger finds it a place, and when that is ready, this one goes.
+    fn move_away(
+        &mut self,
+        scene: &Scene<'_>,
+        observed: &Observed,
+        crowded: &Replica<'_>,
+        needed: u32,
+        moves: &mut Moves,
+    ) -> Option<Decision> {
+        let (name, present) = (&scene.view.name, scene.present());
+        self.all_needed = scene.now;
+        if scene.view.replicas.iter().any(|replica| replica.state == ReplicaState::Starting) {
+            return None;
+        }
+        let busy = format!(
+            "{name}: others in the row of {} are at work for {:.0} % of the time",
+            crowded.view.id,
+            100.0 * crowded.place.contended
+        );
+        if present > needed.max(scene.view.wish.replicas.min).max(1) {
+            return Some(self.stop(crowded, busy));
+        }
+        let is_used = scene.now.since(observed.active) < MOVE;
+        if !is_used || present >= scene.view.wish.replicas.max || !moves.take(scene.now, crowded.view.gpu) {
+            return None;
+        }
+        self.scale(scene, present + 1, format!("{busy}; another takes its place"))
+    }
+
+    /// One replica less when it has not been needed for the keep time.
+    fn removal(&mut self, scene: &Scene<'_>, observed: &Observed) -> Option<Decision> {
+        let (tuning, present) = (scene.tuning, scene.present());
+        let enough = if is_idle(scene, observed) {
+            scene.view.wish.replicas.min
+        } else {
+            needed(scene, observed, tuning.removal_margin).max(scene.view.wish.replicas.min).max(1)
+        };
+        let starting = scene.view.replicas.iter().any(|replica| replica.state == ReplicaState::Starting);
+        if present <= enough || starting {
+            self.all_needed = scene.now;
+        }
+        let keep = if present == 1 { tuning.keep_last.max(tuning.keep) } else { tuning.keep };
+        let unneeded = scene.now.since(self.all_needed);
+        if unneeded < keep.max(scene.view.cold_start) {
+            self.scaled = None;
+            return None;
+        }
+        self.all_needed = scene.now;
+        let demand = scene.said(observed, observed.forecast.cold);
+        let reason = format!("{demand}; {} suffice since {:.0} s", present - 1, unneeded.secs_f64());
+        match most_crowded(scene) {
+            Some(crowded) => Some(self.stop(crowded, reason)),
+            None => self.scale(scene, present - 1, reason),
+        }
+    }
+
+    fn stop(&mut self, replica: &Replica<'_>, reason: String) -> Decision {
+        self.scaled = None;
+        Decision { action: Action::Stop { replica: replica.view.id.clone() }, reason }
+    }
+
+    fn scale(&mut self, scene: &Scene<'_>, replicas: u32, reason: String) -> Option<Decision> {
+        if self.scaled.is_some_and(|(at, wanted)| wanted == replicas && scene.now.since(at) < REPEAT) {
+            return None;
+        }
+        self.scaled = Some((scene.now, replicas));
+        let function = scene.view.name.clone();
+        Some(Decision { action: Action::Scale { function, replicas }, reason })
+    }
+}
+
+/// Whether no request has come for so long that what was forecast before needs no replica.
+fn is_idle(scene: &Scene<'_>, observed: &Observed) -> bool {
+    !is_active(scene.view) && scene.now.since(observed.active) >= scene.tuning.park_after
+}
+
+/// The fewest replicas, the present ones first, that bear the demand a cold start from now times `margin`. One in a row
+/// where its requests are late counts for nothing.
+fn needed(scene: &Scene<'_>, observed: &Observed, margin: f64) -> u32 {
+    let bounds = scene.view.wish.replicas;
+    let Some(problem) = &scene.problem else { return scene.present().clamp(bounds.min, bounds.max) };
+    // A margin below 1 was learnt at another rate, perhaps; a late replica costs more than a spare one.
+    let margin = margin * observed.margin.max(1.0);
+    let load = Load { rate: observed.forecast.cold * margin, ..load(observed, 0.0) };
+    let places: Vec<Place> =
+        scene.staying().map(|replica| replica.place).filter(|place| problem.serves(place)).collect();
+    let plan = problem.cheapest(&places, 1..=bounds.max, load);
+    plan.map_or(bounds.max, |plan| plan.replicas).clamp(bounds.min, bounds.max)
+}
+
+/// Of the replicas whose requests are late because of others in their row, the one where it is worst.
+fn most_crowded<'a, 'b>(scene: &'b Scene<'a>) -> Option<&'b Replica<'a>> {
+    let problem = scene.problem.as_ref()?;
+    let crowded = scene.staying().filter(|replica| !problem.serves(&replica.place));
+    crowded.max_by(|a, b| a.place.contended.total_cmp(&b.place.contended))
+}
