@@ -11,6 +11,7 @@
 //! | [`spec`] | what is simulated |
 //! | [`cluster`] | GPUs, replicas, requests, and what happens to them |
 //! | [`arrivals`] | when requests arrive |
+//! | [`bound`] | the least that any schedule costs |
 //! | [`gpu`] | how long work takes on a share: enforcement, neighbours |
 //! | [`surface`] | how long a model takes, as measured |
 //! | [`report`] | what came of it |
@@ -26,6 +27,7 @@
 )]
 
 pub mod arrivals;
+pub mod bound;
 mod client;
 pub mod cluster;
 pub mod event;

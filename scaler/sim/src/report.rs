@@ -39,6 +39,17 @@ impl Histogram {
         self.total
     }
 
+    /// Times longer than `time`, of those in its own bucket as many as its place there says.
+    pub fn beyond(&self, time: Nanos) -> f64 {
+        let micros = time.0 / 1_000;
+        let own = bucket(micros);
+        let above: u64 = self.counts.iter().skip(own + 1).map(|&count| u64::from(count)).sum();
+        let (low, width) = bounds(own as u64);
+        #[allow(clippy::cast_precision_loss)] // Counts of requests, below 2^53.
+        let (above, part) = (above as f64, 1.0 - (micros - low) as f64 / width as f64);
+        above + part * self.counts.get(own).copied().map_or(0.0, f64::from)
+    }
+
     /// The time that a part `quantile` does not exceed, in milliseconds; `None` of none.
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Below 2^53.
     pub fn quantile_ms(&self, quantile: f64) -> Option<f64> {
@@ -214,6 +225,18 @@ mod tests {
         for (quantile, ms) in [(0.5, 500.0), (0.95, 950.0), (0.99, 990.0), (0.0, 1.0), (1.0, 1000.0)] {
             let found = histogram.quantile_ms(quantile).unwrap();
             assert!((found / ms - 1.0).abs() < 0.02, "{quantile}: {found}");
+        }
+    }
+
+    #[test]
+    fn as_many_are_beyond_a_time_as_are() {
+        let mut histogram = Histogram::default();
+        for ms in 1..=1000u64 {
+            histogram.add(Nanos::from_millis(ms));
+        }
+        for (ms, beyond) in [(0, 1000.0), (500, 500.0), (950, 50.0), (2_000, 0.0)] {
+            let found = histogram.beyond(Nanos::from_millis(ms));
+            assert!((found - beyond).abs() <= 0.016 * 1000.0, "{ms}: {found}");
         }
     }
 

@@ -19,6 +19,11 @@ pub(super) fn is_launch_gated(name: &str) -> bool {
     matches!(name, "has-gpu" | "fast-gshare")
 }
 
+/// Whether a policy's rule does not know objectives: then its runs are the same whatever the objective is.
+pub(super) fn is_blind_to_objectives(name: &str) -> bool {
+    matches!(name, "has-gpu" | "has-gpu-fixed" | "kserve" | "knative-kpa" | "hpa")
+}
+
 /// The policy called `name` for a run of `scenario` with `seed`.
 pub(super) fn policy(name: &str, scenario: &Scenario, seed: u64) -> Result<Box<dyn Policy>, Invalid> {
     let gpus = scenario.spec.cards.count;
@@ -46,6 +51,24 @@ fn future(scenario: &Scenario, seed: u64) -> Future {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn policies_that_are_blind_to_objectives_run_the_same_under_any() {
+        let mut scenario = Scenario::open("has-standard").unwrap();
+        scenario.spec.seconds = 20.0;
+        for name in NAMES.into_iter().filter(|name| is_blind_to_objectives(name)) {
+            let run = |times| {
+                let scenario = scenario.with_slo(times);
+                let spec = scenario.under(is_launch_gated(name), 1);
+                let mut cluster =
+                    faas_sim::cluster::Cluster::new(&spec, policy(name, &scenario, 1).unwrap()).unwrap();
+                cluster.advance(Nanos::from_secs(60));
+                let total = cluster.finish().total();
+                (total.latency, total.reserved.to_bits())
+            };
+            assert_eq!(run(1.5), run(5.0), "{name}");
+        }
+    }
 
     #[test]
     fn every_policy_is_found_by_its_name_and_runs() {

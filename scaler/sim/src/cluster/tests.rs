@@ -312,6 +312,104 @@ fn a_replica_that_keeps_its_own_books_goes_where_it_is_told() {
 }
 
 #[test]
+fn under_every_policy_as_many_are_ready_at_the_beginning_as_a_function_allows_at_least() {
+    for (min, ready) in [(0, 0), (1, 1)] {
+        let mut spec = spec(vec![function(steady(5.0, 60.0))]);
+        spec.functions[0].wish.replicas.min = min;
+        let cluster = Cluster::new(&spec, Box::new(FromTheStart)).unwrap();
+        let states = cluster.replicas.iter().filter(|replica| replica.state == ReplicaState::Ready).count();
+        assert_eq!((cluster.replicas.len(), states), (2, ready));
+    }
+}
+
+/// Two replicas of its own at the first look.
+struct FromTheStart;
+
+impl Policy for FromTheStart {
+    fn name(&self) -> &'static str {
+        "from-the-start"
+    }
+
+    fn share(&self, wish: &Wish, _: Bytes) -> Share {
+        wish.share
+    }
+
+    fn places(&self) -> bool {
+        true
+    }
+
+    fn decide(&mut self, now: Nanos, functions: &[FunctionView]) -> Vec<Decision> {
+        let start = |view: &FunctionView| Decision {
+            action: Action::Start { function: view.name.clone(), share: view.wish.share, gpu: 0 },
+            reason: String::new(),
+        };
+        if now > Nanos::ZERO {
+            Vec::new()
+        } else {
+            functions.iter().flat_map(|view| [start(view), start(view)]).collect()
+        }
+    }
+}
+
+#[test]
+fn many_functions_with_few_requests_share_rows_and_keep_their_objectives() {
+    // Six replicas of 55 % of the SMs are three rows' worth on one GPU that has width for one; each is idle nearly always.
+    let functions = (0..6).map(|index| {
+        let mut few = function(steady(0.3, 300.0));
+        few.name = format!("f{index}");
+        few.wish.share = share(55, 15, Bytes::gib(2));
+        few.wish.slo = Some(Slo { percentile: 0.95, bound: Nanos::from_millis(60) });
+        few
+    });
+    let mut spec = spec(functions.collect());
+    spec.cards.count = 2;
+    spec.cards.enforcement = Enforcement::GpuTime { window: WINDOW, lends: true };
+    let total = run(&spec, production("gpufn")).total();
+    assert!(total.violations_percent() <= 5.0, "{} %", total.violations_percent());
+    // One replica each; now and then one is moved, or a second one is started for a while.
+    assert!(total.reserved / 300.0 < 1.2 * 6.0 * 0.125, "{} GPUs", total.reserved / 300.0);
+}
+
+#[test]
+fn no_schedule_costs_less_than_the_bound() {
+    for (load, min) in [
+        (steady(20.0, 120.0), 1),
+        (steady(20.0, 120.0), 0),
+        (Load::Minutes(vec![3, 0, 0, 40, 0, 1]), 0),
+        (Load::Mmpp { rate: 10.0, dispersion: 4.0, seconds: 120.0 }, 0),
+    ] {
+        let mut spec = spec(vec![function(load)]);
+        spec.functions[0].wish.replicas.min = min;
+        spec.control.cold_start.cv = 0.0;
+        let least = crate::bound::least_gpus(&spec);
+        assert!(least > 0.0);
+        for name in ["gpufn", "hpa", "kserve", "themis"] {
+            let cost = run(&spec, production(name)).mean_reserved();
+            assert!(cost >= least * (1.0 - 1e-6), "{name}: {cost} of {least}");
+        }
+    }
+}
+
+#[test]
+fn the_bound_is_memory_while_a_replica_is_kept_or_started_and_work_where_that_is_more() {
+    let mut spec = spec(vec![function(Load::Minutes(vec![0, 1, 0, 0]))]);
+    spec.functions[0].wish.replicas.min = 0;
+    // One start of 5 s, for an eighth of the card's memory, in 240 s.
+    assert!((crate::bound::least_gpus(&spec) - 0.125 * 5.0 / 240.0).abs() < 1e-9);
+    spec.functions[0].wish.replicas.min = 1;
+    assert!((crate::bound::least_gpus(&spec) - 0.125).abs() < 1e-9);
+    // 40 ms each on a quarter of the SMs or less, of which the memory is an eighth.
+    let busy = self::spec(vec![function(steady(400.0, 100.0))]);
+    let requests = run_count(&busy);
+    assert!((crate::bound::least_gpus(&busy) - requests * 0.005 / 100.0).abs() < 1e-6);
+}
+
+/// Requests that arrive in a run.
+fn run_count(spec: &Spec) -> f64 {
+    run(spec, nothing()).total().arrived as f64
+}
+
+#[test]
 fn a_client_that_waits_for_its_answers_gets_all_of_them() {
     let step = |rate| Segment { seconds: 5.0, from: rate, to: rate };
     for rate in [10.0, 200.0] {
@@ -340,7 +438,9 @@ fn places_of_what_is_gone_are_used_again() {
 
 #[test]
 fn gpufn_keeps_its_objective_on_less_than_kserve_takes() {
-    let spec = spec(vec![function(steady(10.0, 200.0))]);
+    let mut spec = spec(vec![function(steady(10.0, 200.0))]);
+    // As nodes do, and as the policy counts on.
+    spec.cards.enforcement = Enforcement::GpuTime { window: WINDOW, lends: true };
     let (ours, theirs) = (run(&spec, production("gpufn")), run(&spec, production("kserve")));
     assert!(ours.total().violations_percent() <= 5.0, "{} %", ours.total().violations_percent());
     assert!(ours.mean_reserved() < 0.6 * theirs.mean_reserved(), "{}", ours.mean_reserved());
