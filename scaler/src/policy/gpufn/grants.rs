@@ -10,7 +10,7 @@ use gpu_share::units::{Nanos, Quota};
 use super::function::{Replica, Scene, cap, load, places};
 use super::observed::{Observed, is_active};
 use super::tuning::Tuning;
-use crate::plan::Problem;
+use crate::plan::{Place, Problem};
 use crate::policy::{Action, Decision, ReplicaState, ReplicaView};
 
 /// Quotas that were needed in the last hold time, oldest first.
@@ -79,8 +79,9 @@ fn level(scene: &Scene<'_>, serving: &[Replica<'_>], observed: &mut Observed) ->
     }
     let places = places(serving);
     let load = load(observed, observed.forecast.vertical);
-    let found = problem.level(&places, load);
-    let (count, sound) = (places.len(), found.is_some() && !places.is_empty());
+    let needed = problem.level(&places, load);
+    let (count, sound) = (places.len(), needed.is_some() && !places.is_empty());
+    let found = needed.map(|needed| problem.level(&untaken(&places), load).map_or(needed, |q| q.max(needed)));
     let level = match found {
         Some(quota) => {
             let latency = problem.latency(&places, quota, load) * 1e3;
@@ -90,6 +91,13 @@ fn level(scene: &Scene<'_>, serving: &[Replica<'_>], observed: &mut Observed) ->
     };
     observed.sound_since = if sound { observed.sound_since.or(Some(scene.now)) } else { None };
     level
+}
+
+/// `places` as grants are measured in them: where nobody else in a row is at work, a grant takes nothing from anybody,
+/// and is what the replica will need when somebody comes.
+fn untaken(places: &[Place]) -> Vec<Place> {
+    let untaken = |place: &Place| if place.contended > 0.0 { *place } else { Place::guaranteed(place.cap) };
+    places.iter().map(untaken).collect()
 }
 
 /// The safety net: what queues and latencies say, whatever the forecast does.
