@@ -38,10 +38,16 @@ pub struct Load<'a> {
 }
 
 impl Load<'_> {
+    /// Whether enough is known of recent arrivals to replay them.
+    fn is_replayed(&self) -> bool {
+        self.recent
+            .is_some_and(|recent| recent.arrivals().is_some() && self.rate > 0.0 && recent.peak() > 0.0)
+    }
+
     /// Waits of the recent arrivals at the servers of `queue`, if enough is known of them.
     fn replayed(&self, queue: &Queue) -> Option<Vec<f64>> {
-        let recent = self.recent.filter(|_| self.rate > 0.0)?;
-        let stretch = Some(recent.peak() / self.rate).filter(|stretch| *stretch > 0.0)?;
+        let recent = self.recent.filter(|_| self.is_replayed())?;
+        let stretch = recent.peak() / self.rate;
         Some(replay::waits(recent.arrivals()?, stretch, queue.servers, queue.service))
     }
 }
@@ -114,14 +120,13 @@ impl Problem<'_> {
         let Some(slo) = self.slo.filter(|slo| self.reachable(slo)) else {
             return queue.load() <= UTILISATION;
         };
-        let replayed = load.replayed(&queue);
         // What is replayed says more of bursts than two moments do.
-        let arrival_scv = if replayed.is_some() { load.arrival_scv.min(1.0) } else { load.arrival_scv };
+        let arrival_scv = if load.is_replayed() { load.arrival_scv.min(1.0) } else { load.arrival_scv };
         let waits = Queue { arrival_scv, ..queue }.waits();
         let by_formula = |slack| waits.map_or(1.0, |waits| waits.beyond(slack));
         queue.load() <= BUSIEST
             && self.misses(&servers, by_formula, slo) <= budget(&slo)
-            && replayed.is_none_or(|waits| {
+            && load.replayed(&queue).is_none_or(|waits| {
                 self.misses(&servers, |slack| replay::beyond(&waits, slack), slo) <= budget(&slo)
             })
     }

@@ -27,6 +27,7 @@ mod hpa;
 mod knative_kpa;
 mod kserve;
 mod oracle;
+mod rows;
 mod themis;
 
 /// What is known of one function when a decision is asked for.

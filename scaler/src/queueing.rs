@@ -82,7 +82,7 @@ impl Queue {
         let spread = (self.arrival_scv + self.service_scv).max(0.05);
         let root = constant_service_root(load);
         Some(Waits {
-            waits: self.wait_probability(),
+            any: self.wait_probability(),
             constancy: (1.0 - self.service_scv).clamp(0.0, 1.0) / self.arrival_scv.max(1.0),
             factor: (1.0 - load) / (load * (load * root.exp() - 1.0)),
             constant: root,
@@ -107,11 +107,11 @@ impl Queue {
     }
 }
 
-/// How long requests of a queue wait: `waits · (constancy · factor·exp(−constant·t) + (1 − constancy) · exp(−variable·t))` in
+/// How long requests of a queue wait: `any · (constancy · factor·exp(−constant·t) + (1 − constancy) · exp(−variable·t))` in
 /// scaled time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Waits {
-    waits: f64,
+    any: f64,
     constancy: f64,
     factor: f64,
     constant: f64,
@@ -128,7 +128,7 @@ impl Waits {
         let scaled = self.scale * seconds;
         let constant = (self.factor * (-self.constant * scaled).exp()).min(1.0);
         let variable = (-self.variable * scaled).exp();
-        (self.waits * (self.constancy * constant + (1.0 - self.constancy) * variable)).clamp(0.0, 1.0)
+        (self.any * (self.constancy * constant + (1.0 - self.constancy) * variable)).clamp(0.0, 1.0)
     }
 }
 

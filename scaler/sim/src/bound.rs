@@ -44,7 +44,7 @@ fn presence(spec: &Spec, function: &FunctionSpec, index: u32) -> (f64, f64) {
     let (mut present, mut requests, mut last) = (0.0, 0.0, None);
     while let Some(at) = arrivals.next().map(Nanos::secs_f64).filter(|&at| at <= spec.seconds) {
         // Before the first request there is nothing to keep.
-        present += last.map_or(start.min(at), |last| start.min(at - last));
+        present += start.min(at - last.unwrap_or(0.0));
         requests += 1.0;
         last = Some(at);
     }

@@ -109,7 +109,7 @@ impl Conformal {
         // The k-th smallest of m errors with k = ⌈(m + 1)(1 − α)⌉, the largest if there are too few for α.
         let rank = ((self.sorted.len() + 1) as f64 * (1.0 - self.level())).ceil() as usize;
         let least = if self.sorted.len() < FEW { EARLY } else { 0.0 };
-        let error = self.sorted.get(rank.saturating_sub(1)).or(self.sorted.last());
+        let error = self.sorted.get(rank.saturating_sub(1)).or_else(|| self.sorted.last());
         error.map_or(least, |error| error.max(least))
     }
 }

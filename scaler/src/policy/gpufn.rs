@@ -12,15 +12,14 @@ use gpu_share::units::{Bytes, Nanos};
 
 use self::counts::Moves;
 use self::function::Function;
-use self::rows::Rows;
 pub use self::tuning::Tuning;
+use super::rows::Rows;
 use super::{Decision, FunctionView, Policy};
 
 mod counts;
 mod function;
 mod grants;
 mod observed;
-mod rows;
 mod tuning;
 
 /// The policy `gpufn`.

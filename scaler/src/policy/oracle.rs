@@ -1,5 +1,6 @@
-//! The policy `oracle`: knows how many requests will come, and does the cheapest that bears them. What others are measured
-//! against, not what anybody can run.
+//! The policy `oracle`: knows at what rates requests will come, and does the cheapest that bears them. What others are
+//! measured against, not what anybody can run; and no lower bound, since it does not know when single requests come, and
+//! plans for them by the formulas that others plan by.
 //!
 //! Rule: the cheapest plan of [`crate::plan`] for the largest rate until the next look (grants) and until a replica that is
 //! started now is ready (counts); no forecast, no margin, no keep time beyond the ski rental of one cold start.
@@ -12,6 +13,7 @@ use gpu_share::latency::Profiles;
 use gpu_share::share::Share;
 use gpu_share::units::{Bytes, Nanos, Quota};
 
+use super::rows::Rows;
 use super::{Action, Decision, FunctionView, Policy, ReplicaState, ReplicaView};
 use crate::plan::{Load, Place, Problem};
 use crate::profile::Estimate;
@@ -28,6 +30,7 @@ pub struct Oracle {
     future: Future,
     /// Until when each function's replicas were last all needed.
     needed: BTreeMap<String, Nanos>,
+    rows: Rows,
 }
 
 impl core::fmt::Debug for Oracle {
@@ -39,7 +42,7 @@ impl core::fmt::Debug for Oracle {
 impl Oracle {
     /// The policy with these profiles, and what will come.
     pub fn new(profiles: Profiles, future: Future) -> Self {
-        Self { profiles, future, needed: BTreeMap::new() }
+        Self { profiles, future, needed: BTreeMap::new(), rows: Rows::default() }
     }
 
     fn scale(&mut self, now: Nanos, view: &FunctionView) -> Vec<Decision> {
@@ -72,8 +75,12 @@ impl Oracle {
             .collect();
         let present: Vec<_> = view.replicas.iter().filter(|r| r.state != ReplicaState::Draining).collect();
         let caps = |replicas: &[&ReplicaView]| -> Vec<Place> {
-            let cap = |replica: &&ReplicaView| replica.room.min(share.ceiling).max(share.floor);
-            replicas.iter().map(|replica| Place::guaranteed(cap(replica))).collect()
+            let place = |replica: &&ReplicaView| Place {
+                cap: replica.room.min(share.ceiling).max(share.floor),
+                alone: share.ceiling,
+                contended: self.rows.contended(replica),
+            };
+            replicas.iter().map(place).collect()
         };
         let soon = load(NEXT);
         let quota = problem.level(&caps(&serving), soon).unwrap_or(share.ceiling);
@@ -124,6 +131,7 @@ impl Policy for Oracle {
     }
 
     fn decide(&mut self, now: Nanos, functions: &[FunctionView]) -> Vec<Decision> {
+        self.rows.look(now, functions);
         functions.iter().flat_map(|view| self.scale(now, view)).collect()
     }
 }
