@@ -18,7 +18,7 @@ HOOK_TARGET = $(patsubst %-musl,%-gnu,$(TARGET))
 HOOK_DIR = $(if $(TARGET),target/$(HOOK_TARGET)/release,$(PROFILE_DIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench bench-plugin bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
+.PHONY: help build demo bench bench-plugin build-node bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
 	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile figures-policies \
 	figures-sim-validation figures-planner bench-sim test-kubelet test lint deny clean-state
 
@@ -40,10 +40,13 @@ bench-watchdog: build-watchdog-static ## fwatchdog beside nginx, haproxy and an 
 	$(PROFILE_DIR)/bench-watchdog --watchdog $(STATIC_DIR)/fwatchdog $(if $(PEER),--peer $(PEER)) \
 		$(if $(QUICK),--rounds 2 --seconds 1)
 
-bench-plugin: ## how long the kubelet waits for the device plugin, and what that costs the node (QUICK=1: shorter)
-	$(CARGO) build --release --locked --package device-plugin --package simcuda --package cuda-hook --package cuda-hook-nvml
+bench-plugin: build-node ## how long the kubelet waits for the device plugin, and what that costs the node (QUICK=1: shorter)
+	$(CARGO) build --release --locked --package simcuda --package cuda-hook --package cuda-hook-nvml
 	$(CARGO) build --release --locked --package tests --bin bench-plugin
-	$(PROFILE_DIR)/bench-plugin $(if $(QUICK),--quick)
+	$(PROFILE_DIR)/bench-plugin --node target/shipped/gpufn-node $(if $(QUICK),--quick)
+
+build-node: ## gpufn-node as images have it, in target/shipped; not static, since it loads NVML while it runs
+	$(CARGO) build --profile shipped --locked --package device-plugin --bin gpufn-node
 
 build-watchdog-static: ## fwatchdog as images have it, one file that needs no library, in target/<TARGET>/shipped (TARGET: another target)
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --profile shipped --locked --package watchdog --bin fwatchdog --target $(STATIC_TARGET)

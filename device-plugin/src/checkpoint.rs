@@ -80,9 +80,10 @@ struct Version {
     version: u32,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Checkpoint {
-    version: u32,
+    #[serde(rename = "version")]
+    _version: u32,
     checksum: String,
     #[serde(flatten)]
     saved: Saved,
@@ -97,10 +98,12 @@ struct First {
     bindings: Vec<Binding>,
 }
 
-/// A checkpoint as text.
-pub fn encode(saved: Saved) -> Result<String, CheckpointError> {
-    let checksum = checksum(&saved)?;
-    Ok(serde_json::to_string_pretty(&Checkpoint { version: VERSION, checksum, saved })?)
+/// A checkpoint as text, on one line: a bind waits until all of it is written.
+pub fn encode(saved: &Saved) -> Result<String, CheckpointError> {
+    let content = serde_json::to_string(saved)?;
+    let checksum = hash(content.as_bytes());
+    // The object is written once, and version and checksum put before its first field.
+    Ok(format!("{{\"version\":{VERSION},\"checksum\":\"{checksum}\",{}", &content[1..]))
 }
 
 /// What the text of a checkpoint holds.
@@ -179,7 +182,7 @@ impl Writer {
     /// Starts the thread that writes to `path`, each time beside the same `gpus`.
     pub fn start(path: PathBuf, boot: Option<String>, gpus: Vec<Gpu>) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
-        let saved = move |bindings| Saved { boot: boot.clone(), gpus: gpus.clone(), bindings };
+        let saved = Saved { boot, gpus, bindings: Vec::new() };
         let write = move || write_all(&path, &queue, saved);
         let thread = thread::Builder::new().name("checkpoint".into()).spawn(write)?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
@@ -204,18 +207,15 @@ impl Drop for Writer {
     }
 }
 
-fn write_all(
-    path: &Path,
-    queue: &mpsc::Receiver<(Vec<Binding>, Option<Then>)>,
-    saved: impl Fn(Vec<Binding>) -> Saved,
-) {
-    while let Ok((mut bindings, then)) = queue.recv() {
+fn write_all(path: &Path, queue: &mpsc::Receiver<(Vec<Binding>, Option<Then>)>, mut saved: Saved) {
+    while let Ok((bindings, then)) = queue.recv() {
+        saved.bindings = bindings;
         let mut waiting: Vec<_> = then.into_iter().collect();
         for (newer, then) in queue.try_iter() {
-            bindings = newer;
+            saved.bindings = newer;
             waiting.extend(then);
         }
-        let result = encode(saved(bindings))
+        let result = encode(&saved)
             .and_then(|text| Ok(replace(path, &text)?))
             .map_err(|error| format!("{} can't be written: {error}", path.display()));
         if let Err(error) = &result {
@@ -227,13 +227,17 @@ fn write_all(
     }
 }
 
-/// FNV-1a over the content as JSON: finds damage, not forgery.
+/// Of the content as JSON.
 fn checksum(content: &impl Serialize) -> Result<String, serde_json::Error> {
-    let bytes = serde_json::to_vec(content)?;
+    Ok(hash(&serde_json::to_vec(content)?))
+}
+
+/// FNV-1a: finds damage, not forgery.
+fn hash(bytes: &[u8]) -> String {
     let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
     });
-    Ok(format!("{hash:016x}"))
+    format!("{hash:016x}")
 }
 
 #[cfg(test)]
@@ -280,7 +284,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        assert_eq!(decode(&encode(saved(3)).unwrap()).unwrap(), saved(3));
+        assert_eq!(decode(&encode(&saved(3)).unwrap()).unwrap(), saved(3));
     }
 
     #[test]
@@ -294,13 +298,13 @@ mod tests {
         let Err(CheckpointError::Checksum { expected, .. }) = decode(first) else { panic!("no checksum") };
         let first = first.replace("8f0d0a2e1be7e1ea", &expected);
         assert_eq!(decode(&first).unwrap(), Saved::default());
-        let text = encode(saved(3)).unwrap().replace("\"version\": 2", "\"version\": 3");
+        let text = encode(&saved(3)).unwrap().replace("\"version\":2", "\"version\":3");
         assert_eq!(decode(&text).unwrap_err().to_string(), "checkpoint version is 3, allowed are 1 and 2");
     }
 
     #[test]
     fn bindings_of_no_claim_are_written_as_by_an_agent_that_knows_of_none() {
-        assert!(!encode(saved(3)).unwrap().contains("claim"));
+        assert!(!encode(&saved(3)).unwrap().contains("claim"));
         let mut claimed = saved(1);
         claimed.bindings[0].owner.claim = Some(Box::new(ClaimPart {
             uid: "u-1".into(),
@@ -308,7 +312,7 @@ mod tests {
             request: "gpu".into(),
             share: Some("s-1".into()),
         }));
-        assert_eq!(decode(&encode(claimed.clone()).unwrap()).unwrap(), claimed);
+        assert_eq!(decode(&encode(&claimed).unwrap()).unwrap(), claimed);
     }
 
     #[test]
@@ -326,7 +330,7 @@ mod tests {
     fn whatever_byte_is_cut_off_or_damaged_the_file_is_kept_and_never_believed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.json");
-        let whole = encode(saved(2)).unwrap().into_bytes();
+        let whole = encode(&saved(2)).unwrap().into_bytes();
         let mut aside = 0;
         let mut try_out = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
@@ -375,8 +379,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger.json");
         assert!(matches!(read_or_set_aside(&path).unwrap(), Found::Nothing));
-        replace(&path, &encode(saved(2)).unwrap()).unwrap();
-        let next = encode(saved(3)).unwrap();
+        replace(&path, &encode(&saved(2)).unwrap()).unwrap();
+        let next = encode(&saved(3)).unwrap();
         for cut in 0..next.len() {
             fs::write(folder.path().join("ledger.json.new"), &next[..cut]).unwrap();
             assert_eq!(sound(&path), saved(2));

@@ -25,6 +25,11 @@ impl Clock {
         self.at(monotonic())
     }
 
+    /// Nobody looked for a while, since there was nothing to do: that was no halt.
+    pub(crate) fn rested(&mut self) {
+        self.last = monotonic();
+    }
+
     fn at(&mut self, now: Nanos) -> Nanos {
         let passed = now.since(self.last);
         if passed >= HALTED {

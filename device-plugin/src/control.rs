@@ -2,7 +2,7 @@
 //!
 //! Owns routes, status codes and the form of errors. Requests are forwarded to the owner; nothing is decided here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fs;
 use std::io;
@@ -44,7 +44,13 @@ impl Handle {
 
     /// Ends a binding and the connections of its processes.
     pub async fn release(&self, id: BindingId) -> Result<(), ControlError> {
-        self.ask(|reply| Message::Release(id, reply)).await
+        self.ask(|reply| Message::Release(id, Some(reply))).await
+    }
+
+    /// The same, for who has nothing to wait for: it is on the disk with the next binding, or soon. An agent that starts after
+    /// a crash before that has the binding still, and releases it when it finds its container gone.
+    pub(crate) fn release_unwaited(&self, id: BindingId) -> Result<(), ControlError> {
+        self.owner.send(Message::Release(id, None)).map_err(|_| ControlError::Stopped)
     }
 
     /// Changes a binding's quota, zero to park it.
@@ -85,6 +91,11 @@ impl Handle {
     /// The node as it is now, with what its arbiters did.
     pub async fn observe(&self) -> Result<Observation, ControlError> {
         self.ask(Message::Observe).await
+    }
+
+    /// Which bindings have processes.
+    pub(crate) async fn busy(&self) -> Result<BTreeSet<BindingId>, ControlError> {
+        self.ask(Message::Busy).await
     }
 
     /// How each GPU is, now and with each change: what decides which units a kubelet may give away.

@@ -34,9 +34,9 @@
 //!    streamed if it differs: what grants above floors use is withdrawn from the scheduler's sight.
 //! 5. **Annotations that change** reach the page at once, also of a running pod: that is how a share grows in Kubernetes.
 //!
-//! Nothing that the kubelet waits for asks NVML, the API server or a disk, but `PreStartContainer`, which asks the API server
-//! for at most two seconds for a pod that the watch has not shown yet. Without an API server everything works but what
-//! annotations say.
+//! Nothing that the kubelet waits for asks NVML or the API server, nor writes outside the state folder, but
+//! `PreStartContainer`: it writes the CDI file, and asks the API server for at most two seconds for a pod that the watch has
+//! not shown yet. Without an API server everything works but what annotations say.
 //!
 //! # Layout
 //!

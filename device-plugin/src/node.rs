@@ -3,7 +3,7 @@
 //! Owns what is bound, who is attached and what each holds. Pure: every call takes the time and returns effects. How a
 //! binding arrives (control socket, kubelet) and how an effect is carried out are other modules' business.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gpu_share::binding::{Binding, BindingId, GpuId};
 use gpu_share::ledger::{Gpu, Ledger, Offer, Refusal, Withdrawn};
@@ -210,6 +210,11 @@ impl Node {
         let mut users = self.processes_on(gpu).map(|process| &process.binding);
         let first = users.next()?;
         users.all(|user| user == first).then(|| first.clone())
+    }
+
+    /// Bindings with processes.
+    pub fn busy(&self) -> BTreeSet<BindingId> {
+        self.processes.values().map(|process| process.binding.clone()).collect()
     }
 
     /// Ends a binding, and the connections of its processes.

@@ -5,7 +5,7 @@
 //! and its consequence would leave the GPU idle for as long as it takes to wake. It decides nothing, and waits for
 //! nothing but the reactor: checkpoints are written by another thread, and who does not read its answers is cut off.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
@@ -85,7 +85,8 @@ pub(crate) enum Message {
         memory: Bytes,
     },
     Bind(Bind, Reply<Bound>),
-    Release(BindingId, Reply<()>),
+    /// Without a reply nobody waits until it is on the disk.
+    Release(BindingId, Option<Reply<()>>),
     SetGrant(BindingId, Quota, Reply<Granted>),
     /// Bind on a GPU that the sender chose.
     BindOn(GpuId, Bind, Reply<Bound>),
@@ -95,6 +96,8 @@ pub(crate) enum Message {
     /// The units of each GPU, where so many are with containers and nobody asks for fewer than the last.
     Offers(BTreeMap<GpuId, Units>, Units, Reply<Vec<GpuOffer>>),
     Observe(Reply<Observation>),
+    /// Which bindings have processes.
+    Busy(Reply<BTreeSet<BindingId>>),
     Mps(Standing),
     News(News),
     Stop,
@@ -114,6 +117,8 @@ pub(crate) struct Owner {
     /// How each GPU is, for those who follow that.
     pub(crate) health: watch::Sender<BTreeMap<GpuId, Health>>,
     pub(crate) checkpoint: checkpoint::Writer,
+    /// Something changed that is written with the next change, or at the next beat.
+    pub(crate) is_unsaved: bool,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) metrics: Arc<Metrics>,
     /// Of processes that are attached.
@@ -138,19 +143,24 @@ impl Owner {
                 next_beat = now + BEAT;
             }
             let deadline = self.node.deadline(now).unwrap_or(next_beat).min(next_beat);
-            let arrivals = match self.reactor.wait(deadline.since(now)) {
+            let is_idle = self.is_idle();
+            let arrivals = match self.reactor.wait((!is_idle).then(|| deadline.since(now))) {
                 Ok(arrivals) => arrivals,
                 Err(error) => {
                     tracing::error!(%error, "the agent can't wait for anything any more");
                     return;
                 }
             };
+            if is_idle {
+                self.clock.rested();
+            }
             for arrival in arrivals {
                 match arrival {
                     Arrival::Bytes(process) => self.hear(ProcessId(process)),
                     Arrival::Mail => {
                         for message in self.reactor.mail() {
                             if matches!(message, Message::Stop) {
+                                self.save_the_rest();
                                 return;
                             }
                             self.handle(message);
@@ -208,6 +218,9 @@ impl Owner {
                     self.node.status(env!("CARGO_PKG_VERSION"), std::process::id(), self.clock.now());
                 let status = NodeStatus { blind: self.blind.clone(), ..status };
                 let _ = reply.send(Ok(Observation { status, tallies: self.node.tallies() }));
+            }
+            Message::Busy(reply) => {
+                let _ = reply.send(Ok(self.node.busy()));
             }
             Message::Mps(standing) => {
                 self.metrics.mps_is_up(standing == Standing::Up);
@@ -390,7 +403,7 @@ impl Owner {
         let then = move |written: Result<(), String>| {
             if written.is_err() {
                 // Who asked will ask again; the share must not stay behind.
-                let _ = inbox.send(Message::Release(id, oneshot::channel().0));
+                let _ = inbox.send(Message::Release(id, None));
             }
             let _ = reply.send(written.map(|()| bound).map_err(ControlError::State));
         };
@@ -427,16 +440,21 @@ impl Owner {
         Ok(())
     }
 
-    fn release(&mut self, id: &BindingId, reply: Reply<()>) {
+    fn release(&mut self, id: &BindingId, reply: Option<Reply<()>>) {
         if let Err(refusal) = self.node.ledger().get(id) {
-            let _ = reply.send(Err(refusal.into()));
+            if let Some(reply) = reply {
+                let _ = reply.send(Err(refusal.into()));
+            }
             return;
         }
         self.forget(id);
         tracing::info!(binding = %id, "released");
-        self.save(Some(Box::new(move |written| {
-            let _ = reply.send(written.map_err(ControlError::State));
-        })));
+        match reply {
+            Some(reply) => self.save(Some(Box::new(move |written| {
+                let _ = reply.send(written.map_err(ControlError::State));
+            }))),
+            None => self.is_unsaved = true,
+        }
     }
 
     /// Removes a binding, its page and its connections.
@@ -473,11 +491,25 @@ impl Owner {
         }
     }
 
-    fn save(&self, then: Option<Then>) {
+    fn save(&mut self, then: Option<Then>) {
+        self.is_unsaved = false;
         self.checkpoint.write(self.node.ledger().bindings().cloned().collect(), then);
     }
 
+    fn save_the_rest(&mut self) {
+        if self.is_unsaved {
+            self.save(None);
+        }
+    }
+
+    /// Whether only a message can change anything: nothing is bound, so no page has to show that the agent lives, and no right
+    /// ends.
+    fn is_idle(&self) -> bool {
+        !self.is_unsaved && self.node.ledger().bindings().next().is_none()
+    }
+
     fn beat(&mut self, now: Nanos) {
+        self.save_the_rest();
         let ids: Vec<_> = self.node.ledger().bindings().map(|binding| binding.id.clone()).collect();
         for id in ids {
             let counters = self.node.counters(&id, now);

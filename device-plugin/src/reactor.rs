@@ -86,12 +86,15 @@ impl<T> Reactor<T> {
         Ok(epoll::add(&self.epoll, source, EventData::new_u64(number), EventFlags::IN | EventFlags::RDHUP)?)
     }
 
-    /// Waits until something arrives, at most for `most`; what has arrived.
-    pub(crate) fn wait(&mut self, most: Nanos) -> io::Result<Vec<Arrival>> {
-        // Zero would stop the timer.
-        let most = Timespec::try_from(std::time::Duration::from(most.max(Nanos(1))))
-            .unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
-        let once = Itimerspec { it_interval: Timespec::default(), it_value: most };
+    /// Waits until something arrives, at most for `most` if there is a deadline; what has arrived.
+    pub(crate) fn wait(&mut self, most: Option<Nanos>) -> io::Result<Vec<Arrival>> {
+        // Zero stops the timer.
+        let it_value = most.map(|most| {
+            Timespec::try_from(std::time::Duration::from(most.max(Nanos(1))))
+                .unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
+        });
+        let it_value = it_value.unwrap_or_default();
+        let once = Itimerspec { it_interval: Timespec::default(), it_value };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
         let mut events = [const { MaybeUninit::uninit() }; AT_ONCE];
         let events = match epoll::wait(&self.epoll, &mut events, None) {
@@ -137,7 +140,7 @@ mod tests {
         let (mut reactor, _sender) = Reactor::<()>::new().unwrap();
         for most in [Nanos::ZERO, Nanos::from_micros(300), Nanos::from_millis(20)] {
             let start = Instant::now();
-            assert_eq!(reactor.wait(most).unwrap(), []);
+            assert_eq!(reactor.wait(Some(most)).unwrap(), []);
             let waited = start.elapsed();
             assert!(
                 waited >= most.into() && waited < Duration::from_secs(2),
@@ -147,18 +150,28 @@ mod tests {
     }
 
     #[test]
+    fn without_a_deadline_it_waits_for_a_message() {
+        let (mut reactor, sender) = Reactor::new().unwrap();
+        // The timer of a wait before is not one of this.
+        assert_eq!(reactor.wait(Some(Nanos(1))).unwrap(), []);
+        let waiting = thread::spawn(move || (reactor.wait(None).unwrap(), reactor.mail()));
+        sender.send("news").unwrap();
+        assert_eq!(waiting.join().unwrap(), (vec![Arrival::Mail], vec!["news"]));
+    }
+
+    #[test]
     fn every_message_of_a_flood_arrives_once_and_in_order() {
         let (mut reactor, sender) = Reactor::new().unwrap();
         let flood = thread::spawn(move || (0..1000).for_each(|number| sender.send(number).unwrap()));
         let mut heard = Vec::new();
         while heard.len() < 1000 {
-            assert_eq!(reactor.wait(LONG).unwrap(), [Arrival::Mail]);
+            assert_eq!(reactor.wait(Some(LONG)).unwrap(), [Arrival::Mail]);
             heard.extend(reactor.mail());
         }
         flood.join().unwrap();
         assert!(heard.into_iter().eq(0..1000));
         reactor.mail();
-        assert_eq!(reactor.wait(Nanos::from_millis(1)).unwrap(), []);
+        assert_eq!(reactor.wait(Some(Nanos::from_millis(1))).unwrap(), []);
     }
 
     #[test]
@@ -169,11 +182,11 @@ mod tests {
         theirs.write_all(b"line\n").unwrap();
         // Until they are read.
         for _ in 0..2 {
-            assert_eq!(reactor.wait(LONG).unwrap(), [Arrival::Bytes(7)]);
+            assert_eq!(reactor.wait(Some(LONG)).unwrap(), [Arrival::Bytes(7)]);
         }
         drop(theirs);
-        assert_eq!(reactor.wait(LONG).unwrap(), [Arrival::Bytes(7)]);
+        assert_eq!(reactor.wait(Some(LONG)).unwrap(), [Arrival::Bytes(7)]);
         drop(ours);
-        assert_eq!(reactor.wait(Nanos::from_millis(1)).unwrap(), []);
+        assert_eq!(reactor.wait(Some(Nanos::from_millis(1))).unwrap(), []);
     }
 }

@@ -262,6 +262,7 @@ fn start_owner(
         health,
         checkpoint: checkpoint::Writer::start(folder.join(state::LEDGER), boot, gpus.all.clone())
             .map_err(can_not_make("a thread"))?,
+        is_unsaved: false,
         events: handle.events.clone(),
         metrics,
         connections: BTreeMap::new(),

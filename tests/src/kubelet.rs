@@ -103,6 +103,8 @@ pub struct Registered {
     pub lists: usize,
     /// Whether its stream goes on.
     pub is_open: bool,
+    /// One connection for everything, as the kubelet has it.
+    client: DevicePluginClient<Channel>,
 }
 
 /// Devices that a container was given.
@@ -210,8 +212,7 @@ impl Kubelet {
     /// A client of the last plugin that registered.
     pub fn client(&self) -> DevicePluginClient<Channel> {
         let state = self.state();
-        let last = state.registrations.last().expect("a plugin has registered");
-        connect(self.plugins().join(&last.request.endpoint))
+        state.registrations.last().expect("a plugin has registered").client.clone()
     }
 
     /// Admits a container that asks for `count` devices.
@@ -286,23 +287,43 @@ impl Kubelet {
         included: &BTreeSet<String>,
         count: usize,
     ) -> Result<BTreeSet<String>, Status> {
-        let request = api::ContainerPreferredAllocationRequest {
-            available_device_ids: available.iter().cloned().collect(),
-            must_include_device_ids: included.iter().cloned().collect(),
-            allocation_size: i32::try_from(count).expect("a count fits"),
-        };
-        let request = api::PreferredAllocationRequest { container_requests: vec![request] };
+        let request = preference(available, included, count);
         let answer = self.client().get_preferred_allocation(request).await?.into_inner();
+        Ok(self.pick(available, included, count, answer))
+    }
+
+    /// The devices that it gives to a container where the plugin has answered with its preference.
+    pub fn pick(
+        &self,
+        available: &BTreeSet<String>,
+        included: &BTreeSet<String>,
+        count: usize,
+        answer: api::PreferredAllocationResponse,
+    ) -> BTreeSet<String> {
         let preferred = answer.container_responses.into_iter().flat_map(|one| one.device_ids);
         let preferred: BTreeSet<_> = preferred.filter(|id| available.contains(id)).collect();
         let preferred = if self.options.ignores_preference { included.clone() } else { preferred };
         let others = available.iter().rev().filter(|id| !preferred.contains(*id));
-        Ok(preferred.iter().chain(others).take(count).cloned().collect())
+        preferred.iter().chain(others).take(count).cloned().collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The question which `count` of the `available` devices a container should get, among them those that are `included`.
+pub fn preference(
+    available: &BTreeSet<String>,
+    included: &BTreeSet<String>,
+    count: usize,
+) -> api::PreferredAllocationRequest {
+    let request = api::ContainerPreferredAllocationRequest {
+        available_device_ids: available.iter().cloned().collect(),
+        must_include_device_ids: included.iter().cloned().collect(),
+        allocation_size: i32::try_from(count).expect("a count fits"),
+    };
+    api::PreferredAllocationRequest { container_requests: vec![request] }
 }
 
 /// A client of the plugin behind `socket`.
@@ -340,6 +361,7 @@ impl Registration for Registry {
             first_list: None,
             lists: 0,
             is_open: true,
+            client: client.clone(),
         };
         let number = {
             let mut state = lock(&self.state);

@@ -31,9 +31,20 @@ pub struct Builder {
     cdi: Option<PathBuf>,
     /// Where containers find the driver, if something else than the agent brings it.
     toolkit: Option<PathBuf>,
+    /// The agent, if it is not the one beside the tests.
+    program: Option<PathBuf>,
+    /// Port of the agent's metrics, 0 for any.
+    metrics: u16,
 }
 
 impl Builder {
+    /// Another build of the agent.
+    #[must_use]
+    pub fn program(mut self, path: &Path) -> Self {
+        self.program = Some(path.into());
+        self
+    }
+
     /// So many GPUs, at most 16.
     #[must_use]
     pub fn gpus(mut self, count: u32) -> Self {
@@ -65,6 +76,13 @@ impl Builder {
     #[must_use]
     pub fn kubelet(mut self, plugins: PathBuf, pod_resources: PathBuf) -> Self {
         self.kubelet = Some((plugins, pod_resources));
+        self
+    }
+
+    /// With its metrics at a port of the loopback address.
+    #[must_use]
+    pub fn metrics(mut self, port: u16) -> Self {
+        self.metrics = port;
         self
     }
 
@@ -170,6 +188,8 @@ impl Plugin {
             kubelet: None,
             cdi: None,
             toolkit: None,
+            program: None,
+            metrics: 0,
         }
     }
 
@@ -256,7 +276,8 @@ impl Plugin {
 fn spawn(place: &Place, options: &Builder, hook: &Path, number: usize) -> Process {
     let at = |name: &str| place.path(name);
     let (sim, socket) = (at("sim"), at("simgpu.sock"));
-    let mut command = Command::new(programs::built("gpufn-node"));
+    let program = options.program.clone().unwrap_or_else(|| programs::built("gpufn-node"));
+    let mut command = Command::new(program);
     command.arg("serve").arg("--state").arg(at("node"));
     if let Some(folder) = &options.toolkit {
         command.arg("--driver").arg(folder.join("libcuda.so.1")).env("LD_LIBRARY_PATH", &sim);
@@ -264,7 +285,8 @@ fn spawn(place: &Place, options: &Builder, hook: &Path, number: usize) -> Proces
         command.arg("--driver").arg(sim.join("libcuda.so.1"));
         command.arg("--nvml").arg(sim.join("libnvidia-ml.so.1"));
     }
-    command.arg("--hook").arg(hook).args(["--sharing", &options.mode, "--metrics", "127.0.0.1:0"]);
+    command.arg("--hook").arg(hook).args(["--sharing", &options.mode]);
+    command.arg("--metrics").arg(format!("127.0.0.1:{}", options.metrics));
     command.arg("--env").arg(format!("SIMCUDA_SOCKET={}", socket.display()));
     let (plugins, pod_resources) = options
         .kubelet

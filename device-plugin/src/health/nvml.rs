@@ -88,6 +88,8 @@ fn is_of_the_library(error: &NvmlError) -> bool {
 struct Session<'a> {
     nvml: &'a Nvml,
     gpus: &'a [GpuId],
+    /// Handles of GPUs that answered last. One that does not is looked for anew: after a reset it may have another.
+    devices: BTreeMap<&'a GpuId, Device<'a>>,
     /// PCI addresses, which a GPU that is lost can't tell any more.
     buses: BTreeMap<&'a GpuId, String>,
     desk: &'a Desk,
@@ -100,21 +102,23 @@ impl<'a> Session<'a> {
             let pci = nvml.device_by_uuid(gpu.0.as_str()).and_then(|device| device.pci_info()).ok()?;
             Some((gpu, short_address(&pci.bus_id)))
         };
-        Self { nvml, gpus, buses: gpus.iter().filter_map(bus).collect(), desk }
+        let buses = gpus.iter().filter_map(bus).collect();
+        Self { nvml, gpus, devices: BTreeMap::new(), buses, desk }
     }
 
     /// Asks and listens in turn, until that can't go on.
-    fn run(&self) -> Stop {
+    fn run(mut self) -> Stop {
         let mut set = None;
         loop {
-            match self.probe_all().and_then(|()| self.listen_with(set.take())) {
+            let heard = self.probe_all().and_then(|()| self.listen_with(set.take()));
+            match heard {
                 Ok(heard) => set = heard,
                 Err(stop) => return stop,
             }
         }
     }
 
-    fn probe_all(&self) -> Result<(), Stop> {
+    fn probe_all(&mut self) -> Result<(), Stop> {
         for gpu in self.gpus {
             let answer = match self.probe(gpu) {
                 Err(error) if is_of_the_library(&error) => return Err(error.into()),
@@ -152,13 +156,19 @@ impl<'a> Session<'a> {
     }
 
     /// Whether a GPU answers, and whether the driver says that something has to be done for it first.
-    fn probe(&self, gpu: &GpuId) -> Result<Result<(), String>, NvmlError> {
-        self.desk.about_to(format_args!("nvmlDeviceGetHandleByUUID of {gpu}"));
-        let device = self.nvml.device_by_uuid(gpu.0.as_str())?;
+    fn probe(&mut self, gpu: &'a GpuId) -> Result<Result<(), String>, NvmlError> {
+        let device = if let Some(device) = self.devices.remove(gpu) {
+            device
+        } else {
+            self.desk.about_to(format_args!("nvmlDeviceGetHandleByUUID of {gpu}"));
+            self.nvml.device_by_uuid(gpu.0.as_str())?
+        };
         self.desk.about_to(format_args!("nvmlDeviceGetMemoryInfo of {gpu}"));
         device.memory_info()?;
         self.desk.about_to(format_args!("nvmlDeviceGetFieldValues of {gpu}"));
-        Ok(match recovery_action(&device)? {
+        let action = recovery_action(&device)?;
+        self.devices.insert(gpu, device);
+        Ok(match action {
             0 => Ok(()),
             1 => Err("the driver says that the GPU needs a reset".into()),
             2 => Err("the driver says that the node needs a reboot".into()),

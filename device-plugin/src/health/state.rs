@@ -47,7 +47,7 @@ impl Default for Rules {
             pause: Nanos::from_secs(10),
             longest_pause: Nanos::from_secs(600),
             lasting: Nanos::from_secs(3600),
-            calm: Nanos::from_secs(5),
+            calm: Nanos::from_secs(10),
             alert: Nanos::from_secs(1),
             patience: Nanos::from_secs(10),
         }

@@ -195,9 +195,12 @@ impl Allocator {
         self.claims.insert(binding.id.clone(), claim);
     }
 
-    /// The devices to prefer.
-    pub(crate) fn prefer(&self, wanted: &Wanted) -> Vec<DeviceId> {
-        choose::prefer(&self.catalog, &self.room(), wanted)
+    /// Names of the `size` devices to prefer among those that are `available`, with all that are `included`.
+    pub(crate) fn prefer(&self, available: &[String], included: &[String], size: usize) -> Vec<String> {
+        let positions = |names: &[String]| names.iter().filter_map(|name| self.catalog.find(name)).collect();
+        let wanted = Wanted { available: positions(available), included: positions(included), size };
+        let chosen = choose::prefer(&self.room(), &wanted);
+        chosen.into_iter().map(|device| self.catalog.device(device).to_string()).collect()
     }
 
     /// Binds a container that the kubelet admits, or finds the binding that it has.
@@ -208,7 +211,7 @@ impl Allocator {
         let busy = self.busy_among(devices).await?;
         let admission = self.claims.admit(devices, |id| busy.contains(id));
         for id in &admission.gone {
-            self.release(id).await;
+            self.release(id);
         }
         for id in &admission.shrunk {
             self.renew(id).await?;
@@ -269,12 +272,12 @@ impl Allocator {
         list: &[(Container, BTreeSet<DeviceId>)],
         now: Nanos,
     ) -> Result<(), Refused> {
-        let busy = busy(&self.handle.status().await?);
+        let busy = self.handle.busy().await?;
         let (grace, claims) = (self.division.grace, &mut self.claims);
         let reconciled = claims.reconcile(list, |id| busy.contains(id), now, grace);
         for id in &reconciled.gone {
             tracing::info!(binding = %id, "its pod is gone");
-            self.release(id).await;
+            self.release(id);
         }
         for id in &reconciled.found {
             self.follow(id).await;
@@ -373,12 +376,12 @@ impl Allocator {
         Ok(bound)
     }
 
-    async fn release(&mut self, id: &BindingId) {
+    fn release(&mut self, id: &BindingId) {
         self.claims.remove(id);
         self.asked.remove(id);
         self.told.remove(id);
         self.injector.remove(id);
-        if let Err(error) = self.handle.release(id.clone()).await {
+        if let Err(error) = self.handle.release_unwaited(id.clone()) {
             tracing::warn!(binding = %id, %error, "not released");
         }
     }
@@ -411,7 +414,7 @@ impl Allocator {
     async fn busy_among(&self, devices: &BTreeSet<DeviceId>) -> Result<BTreeSet<BindingId>, Refused> {
         let started = |claim: &Claim| claim.started.is_some() && !claim.devices.is_disjoint(devices);
         if self.claims.iter().any(|(_, claim)| started(claim)) {
-            Ok(busy(&self.handle.status().await?))
+            Ok(self.handle.busy().await?)
         } else {
             Ok(BTreeSet::new())
         }
@@ -442,12 +445,6 @@ impl Follower for Allocator {
     fn forgotten(&mut self, pod: &PodName) {
         self.pods.remove(pod);
     }
-}
-
-/// Bindings with processes.
-fn busy(status: &NodeStatus) -> BTreeSet<BindingId> {
-    let all = status.bindings();
-    all.filter(|one| !one.processes.is_empty()).map(|one| one.binding.id.clone()).collect()
 }
 
 fn names(devices: &BTreeSet<DeviceId>) -> Arc<[Arc<str>]> {

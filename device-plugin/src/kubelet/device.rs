@@ -4,6 +4,7 @@
 //! follows from the GPU's UUID and the division alone, so it is the same after every restart; another division has other
 //! names, so that no device changes its size while a container holds it. Pure.
 
+use core::borrow::Borrow;
 use core::fmt;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,10 +22,25 @@ impl From<String> for DeviceId {
     }
 }
 
+impl Borrow<str> for DeviceId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Where a device is: quicker to compare than its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Position of its GPU.
+    pub gpu: usize,
+    /// Which of the GPU's units it is.
+    pub unit: usize,
 }
 
 /// The kubelet's client takes messages of up to 4 MiB (its default), some 60,000 devices; a third is left for longer names.
@@ -52,7 +68,7 @@ pub struct Catalog {
     gpus: Vec<GpuId>,
     /// By GPU, then by unit.
     devices: Vec<Vec<DeviceId>>,
-    gpu_of: HashMap<DeviceId, usize>,
+    positions: HashMap<DeviceId, Position>,
 }
 
 impl Catalog {
@@ -65,11 +81,12 @@ impl Catalog {
         distinct(&gpus)?;
         let devices: Vec<Vec<_>> =
             gpus.iter().map(|gpu| (0..per_gpu.0).map(|unit| name(gpu, unit, per_gpu)).collect()).collect();
-        let of_gpu = |(gpu, units): (usize, &Vec<DeviceId>)| -> Vec<_> {
-            units.iter().map(|device| (device.clone(), gpu)).collect()
-        };
-        let gpu_of = devices.iter().enumerate().flat_map(of_gpu).collect();
-        Ok(Self { gpus, devices, gpu_of })
+        let mut positions = HashMap::new();
+        for (gpu, units) in devices.iter().enumerate() {
+            let of_gpu = units.iter().enumerate();
+            positions.extend(of_gpu.map(|(unit, device)| (device.clone(), Position { gpu, unit })));
+        }
+        Ok(Self { gpus, devices, positions })
     }
 
     /// The GPUs, by position.
@@ -87,9 +104,19 @@ impl Catalog {
         &self.devices
     }
 
+    /// The device at a position, which has to be of this catalog.
+    pub fn device(&self, at: Position) -> &DeviceId {
+        &self.devices[at.gpu][at.unit]
+    }
+
+    /// Where the device named `name` is; `None` if the node has no such device.
+    pub fn find(&self, name: &str) -> Option<Position> {
+        self.positions.get(name).copied()
+    }
+
     /// Position of the GPU that a device is a part of; `None` if the node has no such device.
     pub fn gpu_of(&self, device: &DeviceId) -> Option<usize> {
-        self.gpu_of.get(device).copied()
+        self.find(&device.0).map(|at| at.gpu)
     }
 }
 

@@ -14,7 +14,6 @@ use super::advert::Advert;
 use super::allocator::{Allocator, Refused};
 use super::api::v1beta1 as api;
 use super::api::{HEALTHY, UNHEALTHY};
-use super::choose::Wanted;
 use super::claims::Container;
 use super::cluster::Cluster;
 use super::device::DeviceId;
@@ -92,12 +91,9 @@ impl api::device_plugin_server::DevicePlugin for Plugin {
     ) -> Result<Response<api::PreferredAllocationResponse>, Status> {
         let allocator = self.allocator.lock().await;
         let preferred = request.into_inner().container_requests.into_iter().map(|request| {
-            let wanted = Wanted {
-                available: ids(request.available_device_ids),
-                included: ids(request.must_include_device_ids),
-                size: usize::try_from(request.allocation_size).unwrap_or(0),
-            };
-            let device_ids = allocator.prefer(&wanted).iter().map(ToString::to_string).collect();
+            let size = usize::try_from(request.allocation_size).unwrap_or(0);
+            let device_ids =
+                allocator.prefer(&request.available_device_ids, &request.must_include_device_ids, size);
             api::ContainerPreferredAllocationResponse { device_ids }
         });
         Ok(Response::new(api::PreferredAllocationResponse { container_responses: preferred.collect() }))

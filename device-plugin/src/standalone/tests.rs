@@ -357,7 +357,7 @@ fn a_killed_agent_is_followed_by_one_that_knows_its_bindings() {
 fn of_another_boot(node: &Node) {
     let path = node.folder.path().join("state/ledger.json");
     let saved = decode(&fs::read_to_string(&path).unwrap()).unwrap();
-    fs::write(&path, encode(Saved { boot: Some("another".into()), ..saved }).unwrap()).unwrap();
+    fs::write(&path, encode(&Saved { boot: Some("another".into()), ..saved }).unwrap()).unwrap();
 }
 
 #[test]
@@ -576,6 +576,28 @@ fn a_released_binding_is_gone_with_its_page_and_connections() {
     let mut late = Process { stream: BufReader::new(stream), ..process };
     let binding: BindingId = bound.binding.id;
     assert!(matches!(late.ask(&FromContainer::Hello { binding }), ToContainer::Refused { .. }));
+}
+
+#[test]
+fn a_release_that_nobody_waits_for_reaches_the_disk_by_itself() {
+    let node = Node::start();
+    let [kept, gone] = [30, 20].map(|floor| node.bind(floor, Bytes::gib(2)).binding);
+    node.agent().handle().release_unwaited(gone.id).unwrap();
+    let path = node.folder.path().join("state").join(state::LEDGER);
+    let start = Instant::now();
+    while decode(&fs::read_to_string(&path).unwrap()).unwrap().bindings != [kept.clone()] {
+        assert!(start.elapsed() < PATIENCE);
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn an_agent_that_stops_leaves_nothing_unsaved() {
+    let mut node = Node::start();
+    let gone = node.bind(30, Bytes::gib(2)).binding;
+    node.agent().handle().release_unwaited(gone.id).unwrap();
+    node.restart(&FakeInventory::default().gpu("GPU-1", Bytes::gib(16)));
+    assert_eq!(node.status().bindings().count(), 0);
 }
 
 #[test]

@@ -3,18 +3,20 @@
 //!
 //! Reads the command line, runs the measurements, and writes and prints their figures. It excuses nothing.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use device_plugin::kubelet::api::v1beta1::Empty;
 use gpu_share::units::Quota;
 use gpufn::figures::{Bar, Figure, Figures, Machine};
 use rand::Rng;
 use tests::apiserver::ApiServer;
 use tests::command;
-use tests::kubelet::{Allocation, Kubelet};
+use tests::kubelet::{Allocation, Kubelet, preference};
 use tests::plugin::{Place, Plugin};
 use tests::process;
 
@@ -31,6 +33,9 @@ struct Cli {
     /// Folder for bench-plugin.json.
     #[arg(long, value_name = "FOLDER", default_value = "target/figures")]
     out: PathBuf,
+    /// The agent to measure, if it is not the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    node: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -41,11 +46,12 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<bool> {
     command::warn_of_debug_build();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let figures = runtime.block_on(measure(cli.quick))?;
+    let figures = runtime.block_on(measure(cli))?;
     command::record(&figures, &cli.out)
 }
 
-async fn measure(quick: bool) -> Result<Figures> {
+async fn measure(cli: &Cli) -> Result<Figures> {
+    let quick = cli.quick;
     let (rounds, calls, idle) = if quick { (3, 300, 3) } else { (10, 3000, 20) };
     // A cluster node has the state folder in memory.
     let place = Place::in_memory();
@@ -54,15 +60,21 @@ async fn measure(quick: bool) -> Result<Figures> {
     let kubeconfig = place.path("kubeconfig");
     cluster.write_kubeconfig(&kubeconfig);
     let builder = Plugin::builder().gpus(GPUS).with(&["--units", &UNITS.to_string()]).cluster(&kubeconfig);
+    let builder = cli.node.iter().fold(builder, |builder, path| builder.program(path));
     let plugin = builder.start(place).await;
     let agent = plugin.agent_pid();
     let mut figures = restarts(&mut kubelet, rounds).await?;
     figures.push(idle_part(agent, Duration::from_secs(idle)).await?);
     figures.push(quota_changes(&kubelet, &cluster, &plugin, if quick { 20 } else { 100 }).await?);
     process::halt(plugin.gpu().pid());
+    let before = processor_time(agent)?;
     let measured = load(&kubelet, calls).await;
+    let used = processor_time(agent)? - before;
     process::resume(plugin.gpu().pid());
     figures.extend(measured?);
+    let how = format!("of the agent, over {calls} that came or went, all threads");
+    let each = used * 1e3 / f64::from(u32::try_from(calls)?);
+    figures.push(Figure::new("plugin-processor-per-container", each, "ms", Bar::Any, how));
     let resident = resident_mib(agent)?;
     let how = format!(
         "VmRSS after {calls} containers came and went, with the lists of {GPUS} GPUs of {UNITS} units"
@@ -131,7 +143,8 @@ async fn quota_changes(
 async fn load(kubelet: &Kubelet, calls: usize) -> Result<Vec<Figure>> {
     let mut random = rand::rng();
     let mut running: Vec<Allocation> = Vec::new();
-    let (mut prefers, mut allocates, mut starts) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut empty, mut prefers, mut allocates, mut starts) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for number in 0..calls {
         let size = random.random_range(1..=40);
         let free = kubelet.available();
@@ -140,19 +153,22 @@ async fn load(kubelet: &Kubelet, calls: usize) -> Result<Vec<Figure>> {
             kubelet.remove(&gone.pod);
             continue;
         }
-        let start = Instant::now();
-        let devices = kubelet.choose(&free, &std::collections::BTreeSet::new(), size).await?;
-        let chosen = Instant::now();
-        let allocation = kubelet.allocate(&format!("p{number}"), "main", devices, false).await?;
-        let bound = Instant::now();
-        kubelet.start_container(&allocation).await?;
-        prefers.push(millis(chosen - start));
-        allocates.push(millis(bound - chosen));
-        starts.push(millis(bound.elapsed()));
+        let (mut client, none) = (kubelet.client(), BTreeSet::new());
+        let question = preference(&free, &none, size);
+        timed(&mut empty, client.get_device_plugin_options(Empty {})).await?;
+        let answer = timed(&mut prefers, client.get_preferred_allocation(question)).await?;
+        let devices = kubelet.pick(&free, &none, size, answer.into_inner());
+        let pod = format!("p{number}");
+        let allocation = timed(&mut allocates, kubelet.allocate(&pod, "main", devices, false)).await?;
+        timed(&mut starts, kubelet.start_container(&allocation)).await?;
         running.push(allocation);
     }
-    let how =
-        |count: usize| format!("{count} calls over the socket, {GPUS} GPUs of {UNITS} units, NVML hangs");
+    let floor = p99(&mut empty);
+    let how = |count: usize| {
+        format!(
+            "{count} calls over the socket, {GPUS} GPUs of {UNITS} units, NVML hangs; an empty call between them: {floor:.2} ms"
+        )
+    };
     Ok(vec![
         Figure::new(
             "plugin-preferred-allocation-p99",
@@ -164,6 +180,14 @@ async fn load(kubelet: &Kubelet, calls: usize) -> Result<Vec<Figure>> {
         Figure::new("plugin-allocate-p99", p99(&mut allocates), "ms", Bar::AtMost(1.0), how(allocates.len())),
         Figure::new("plugin-pre-start-p99", p99(&mut starts), "ms", Bar::AtMost(10.0), how(starts.len())),
     ])
+}
+
+/// Notes in `spans`, in milliseconds, how long a call took.
+async fn timed<T>(spans: &mut Vec<f64>, call: impl Future<Output = T>) -> T {
+    let start = Instant::now();
+    let answer = call.await;
+    spans.push(millis(start.elapsed()));
+    answer
 }
 
 /// Part of a processor that the agent uses while nothing is bound.

@@ -91,7 +91,7 @@ pub(super) fn wait(handle: Handle, out: Out<EventData>, milliseconds: u32) -> Re
         if stats()?.gpus.iter().any(|gpu| gpu.lost && set.gpus.contains(&(gpu.device.index as usize))) {
             return Err(NvmlError::GPU_IS_LOST);
         }
-        if left.is_zero() {
+        if Instant::now() >= deadline {
             return Err(NvmlError::TIMEOUT);
         }
         if let (Some(last), Some(set)) = (heard.last(), sets().open.get_mut(&handle)) {
