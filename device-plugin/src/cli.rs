@@ -25,6 +25,7 @@ use crate::kubelet::Form;
 use crate::kubelet::resource::Resource;
 use crate::kubelet::serve::{self, FrontEnd};
 use crate::mps::{Mps, MpsChoice};
+use crate::pci;
 use crate::standalone::{Agent, Config};
 use crate::table;
 
@@ -138,6 +139,9 @@ struct Serve {
     /// Folder on the node below which the hook library is installed, for containers.
     #[arg(long, env = "GPUFN_INSTALL", value_name = "DIR", default_value = "/opt/gpufn")]
     install: PathBuf,
+    /// PCI devices as Linux shows them, which say near which NUMA node a GPU is.
+    #[arg(long, env = "GPUFN_PCI_DEVICES", value_name = "DIR", default_value = pci::DEVICES)]
+    pci_devices: PathBuf,
     /// The node's name at the API server.
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
@@ -281,6 +285,7 @@ fn serve(options: Serve) -> anyhow::Result<()> {
     log_to_stderr(options.node.log_format);
     raise_file_limit();
     let (config, inventory) = config(options.node);
+    let inventory = inventory.pci_devices(options.pci_devices);
     let options = serve::Options {
         front_end: options.front_end,
         registry: options.registry,

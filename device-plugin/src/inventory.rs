@@ -16,6 +16,7 @@ use nvml_wrapper::error::NvmlError;
 
 use crate::health::{NvmlSource, Source};
 use crate::mps::Mps;
+use crate::pci;
 
 /// Why the GPUs are not known.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +65,7 @@ impl SharingChoice {
     }
 }
 
-/// What a kind of GPU is, for those who choose among GPUs; what is not known is left out.
+/// What a GPU is and where, for those who choose among GPUs; what is not known is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traits {
     /// Streaming multiprocessors.
@@ -73,6 +74,10 @@ pub struct Traits {
     pub capability: Option<(u32, u32)>,
     /// Version of the driver, as the driver says it.
     pub driver: Option<String>,
+    /// PCI address, as Linux writes it.
+    pub address: Option<String>,
+    /// The NUMA node that it is near.
+    pub numa: Option<u32>,
 }
 
 /// A source of GPUs.
@@ -80,7 +85,7 @@ pub trait Inventory {
     /// All GPUs of this node, used as `sharing` says; waits no longer than `patience` for whoever knows.
     fn gpus(&self, sharing: Sharing, patience: Duration) -> Result<Vec<Gpu>, InventoryError>;
 
-    /// What kinds they are; waits no longer than `patience`, and says nothing of those that do not answer.
+    /// What and where they are; waits no longer than `patience`, and says nothing of those that do not answer.
     fn traits(&self, _patience: Duration) -> BTreeMap<GpuId, Traits> {
         BTreeMap::new()
     }
@@ -95,12 +100,20 @@ pub trait Inventory {
 #[derive(Clone, Debug)]
 pub struct NvmlInventory {
     path: PathBuf,
+    /// PCI devices as Linux shows them.
+    devices: PathBuf,
 }
 
 impl NvmlInventory {
     /// Asks the library at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), devices: pci::DEVICES.into() }
+    }
+
+    /// Looks for the GPUs among the PCI devices in `folder`.
+    #[must_use]
+    pub fn pci_devices(self, folder: impl Into<PathBuf>) -> Self {
+        Self { devices: folder.into(), ..self }
     }
 
     fn read(&self, sharing: Sharing) -> Result<Vec<Gpu>, NvmlError> {
@@ -114,7 +127,7 @@ impl NvmlInventory {
     }
 }
 
-fn traits(path: &Path) -> Result<BTreeMap<GpuId, Traits>, NvmlError> {
+fn traits(path: &Path, devices: &Path) -> Result<BTreeMap<GpuId, Traits>, NvmlError> {
     let nvml = Nvml::builder().lib_path(path.as_os_str()).init()?;
     let driver = nvml.sys_driver_version().ok();
     let one = |index| {
@@ -124,7 +137,10 @@ fn traits(path: &Path) -> Result<BTreeMap<GpuId, Traits>, NvmlError> {
             capability.and_then(|one| Some((one.major.try_into().ok()?, one.minor.try_into().ok()?)));
         let cores = device.num_cores().ok();
         let multiprocessors = cores.zip(capability.and_then(cores_of)).map(|(cores, each)| cores / each);
-        Some((GpuId(device.uuid().ok()?), Traits { multiprocessors, capability, driver: driver.clone() }))
+        let address = device.pci_info().ok().map(|info| pci::address(&info.bus_id));
+        let numa = address.as_ref().and_then(|address| pci::numa_node(devices, address));
+        let traits = Traits { multiprocessors, capability, driver: driver.clone(), address, numa };
+        Some((GpuId(device.uuid().ok()?), traits))
     };
     Ok((0..nvml.device_count()?).filter_map(one).collect())
 }
@@ -167,10 +183,10 @@ impl Inventory for NvmlInventory {
     }
 
     fn traits(&self, patience: Duration) -> BTreeMap<GpuId, Traits> {
-        let path = self.path.clone();
-        let known = in_time(patience, move || traits(&path).map_err(|error| error.to_string()));
+        let Self { path, devices } = self.clone();
+        let known = in_time(patience, move || traits(&path, &devices).map_err(|error| error.to_string()));
         known.unwrap_or_else(|| Err(format!("no answer in {patience:?}"))).unwrap_or_else(|error| {
-            tracing::warn!(error, "Kinds of GPUs are not known: the node is described without them.");
+            tracing::warn!(error, "What and where GPUs are is not known: they are described without it.");
             BTreeMap::new()
         })
     }

@@ -8,6 +8,7 @@
 //! | [`node`] | ledger, arbiters and processes as one state (pure) |
 //! | [`inventory`] | which GPUs there are |
 //! | [`health`] | which of them can be trusted with new bindings |
+//! | [`pci`] | where in the machine they are |
 //! | [`checkpoint`] | the ledger on the disk |
 //! | [`pages`] | the bindings' pages |
 //! | [`environment`] | the variables of a container |
@@ -42,6 +43,7 @@ pub mod mps;
 pub mod node;
 mod owner;
 pub mod pages;
+pub mod pci;
 mod precedence;
 mod reactor;
 pub mod standalone;

@@ -97,6 +97,8 @@ pub struct Registered {
     pub options: Option<api::DevicePluginOptions>,
     /// Its last list: devices, and whether containers may get them.
     pub devices: BTreeMap<String, bool>,
+    /// The NUMA nodes that its last list says devices are near.
+    pub nodes: BTreeMap<String, Vec<i64>>,
     /// When its first list came.
     pub first_list: Option<Instant>,
     /// How many lists came.
@@ -358,6 +360,7 @@ impl Registration for Registry {
             at: Instant::now(),
             options: Some(options),
             devices: BTreeMap::new(),
+            nodes: BTreeMap::new(),
             first_list: None,
             lists: 0,
             is_open: true,
@@ -380,6 +383,11 @@ async fn watch(mut client: DevicePluginClient<Channel>, state: Arc<Mutex<State>>
     while let Ok(Some(list)) = stream.message().await {
         let mut state = lock(&state);
         let registered = &mut state.registrations[number];
+        let nodes = |device: &api::Device| {
+            let topology = device.topology.as_ref()?;
+            Some((device.id.clone(), topology.nodes.iter().map(|node| node.id).collect()))
+        };
+        registered.nodes = list.devices.iter().filter_map(nodes).collect();
         registered.devices =
             list.devices.into_iter().map(|device| (device.id, device.health == HEALTHY)).collect();
         registered.first_list.get_or_insert_with(Instant::now);

@@ -138,7 +138,14 @@ fn variable(file: &Value, name: &str) -> String {
 
 #[tokio::test]
 async fn it_registers_describes_the_node_and_leaves_no_socket_behind() {
-    let mut node = Node::with(Plugin::builder().gpus(2)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let pci = folder.path();
+    for address in ["0000:51:00.0", "0000:52:00.0"] {
+        fs::create_dir(pci.join(address)).unwrap();
+        fs::write(pci.join(address).join("numa_node"), "1\n").unwrap();
+    }
+    let options = ["--pci-devices", pci.to_str().unwrap()];
+    let mut node = Node::with(Plugin::builder().gpus(2).with(&options)).await;
     let info = &node.kubelet.info;
     assert_eq!((info.r#type.as_str(), info.name.as_str()), ("DRAPlugin", "gpu.gpufn.dev"));
     assert_eq!(
@@ -159,6 +166,9 @@ async fn it_registers_describes_the_node_and_leaves_no_socket_behind() {
         );
         assert_eq!(device["attributes"]["multiprocessors"]["int"], 80);
         assert_eq!(device["attributes"]["cudaComputeCapability"]["version"], "7.0.0");
+        assert_eq!(device["attributes"]["resource.kubernetes.io/numaNode"]["int"], 1);
+        let address = &device["attributes"]["resource.kubernetes.io/pciBusID"]["string"];
+        assert!(["0000:51:00.0", "0000:52:00.0"].contains(&address.as_str().unwrap()), "{address}");
         assert!(device["attributes"]["uuid"]["string"].as_str().unwrap().starts_with("GPU-"));
         assert_eq!(device["taints"], Value::Null);
     }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | capacity `compute` | 100: percent of the GPU's time on all of its multiprocessors; claims consume whole percents |
 //! | capacity `memory` | the card's, in steps of 1 MiB |
-//! | attributes | `uuid`, `productName`, `index`, `sharing` (`mps`, `exclusive`), and as far as known `multiprocessors`, `cudaComputeCapability`, `driverVersion` |
+//! | attributes | `uuid`, `productName`, `index`, `sharing` (`mps`, `exclusive`), and as far as known `multiprocessors`, `cudaComputeCapability`, `driverVersion`, and Kubernetes' own `resource.kubernetes.io/pciBusID`, `…/numaNode` |
 //! | taint | `gpufn.dev/unhealthy`, `NoSchedule`, while the GPU takes no new containers |
 //!
 //! A claim that asks for no amount has the whole of it, as one for a device that can't be shared would. What grants above
@@ -144,9 +144,17 @@ fn attributes(card: &Card) -> BTreeMap<String, DeviceAttribute> {
             traits.capability.map(|(major, minor)| version(format!("{major}.{minor}.0"))),
         ),
         ("driverVersion", traits.driver.as_deref().and_then(semantic).map(version)),
+        (PCI_BUS_ID, traits.address.as_deref().map(text)),
+        (NUMA_NODE, traits.numa.map(number)),
     ];
     known.into_iter().filter_map(|(name, value)| Some((name.into(), value?))).collect()
 }
+
+/// Standard names, by which a claim can ask for devices of several drivers near each other (`matchAttribute`). Source:
+/// `k8s.io/dynamic-resource-allocation/deviceattribute` 0.37. A GPU that is near no node has no such attribute: it would
+/// match every other.
+const PCI_BUS_ID: &str = "resource.kubernetes.io/pciBusID";
+const NUMA_NODE: &str = "resource.kubernetes.io/numaNode";
 
 /// Longest text of an attribute (`DeviceAttributeMaxValueLength`).
 const MAX_TEXT: usize = 64;
@@ -177,7 +185,8 @@ mod tests {
             sharing: Sharing::Mps,
         };
         let driver = Some("535.104.05".into());
-        let traits = Traits { multiprocessors: Some(80), capability: Some((7, 0)), driver };
+        let (address, numa) = (Some("0000:51:00.0".into()), Some(1));
+        let traits = Traits { multiprocessors: Some(80), capability: Some((7, 0)), driver, address, numa };
         Card { gpu, traits, unhealthy }
     }
 
@@ -213,6 +222,8 @@ mod tests {
                         "multiprocessors": {"int": 80},
                         "cudaComputeCapability": {"version": "7.0.0"},
                         "driverVersion": {"version": "535.104.5"},
+                        "resource.kubernetes.io/pciBusID": {"string": "0000:51:00.0"},
+                        "resource.kubernetes.io/numaNode": {"int": 1},
                     },
                     "capacity": {"compute": policy("100", "1"), "memory": policy("16Gi", "1Mi")},
                     "taints": [

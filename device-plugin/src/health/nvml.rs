@@ -15,6 +15,7 @@ use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::{Device, EventSet, Nvml};
 
 use super::{Closed, Desk, Report, Source};
+use crate::pci;
 
 /// Longest wait for an event, so that silence for longer means that a call hangs.
 const SLICE: Duration = Duration::from_secs(1);
@@ -99,8 +100,8 @@ impl<'a> Session<'a> {
     fn new(nvml: &'a Nvml, gpus: &'a [GpuId], desk: &'a Desk) -> Self {
         let bus = |gpu: &'a GpuId| {
             desk.about_to(format_args!("nvmlDeviceGetPciInfo of {gpu}"));
-            let pci = nvml.device_by_uuid(gpu.0.as_str()).and_then(|device| device.pci_info()).ok()?;
-            Some((gpu, short_address(&pci.bus_id)))
+            let info = nvml.device_by_uuid(gpu.0.as_str()).and_then(|device| device.pci_info()).ok()?;
+            Some((gpu, pci::without_function(&pci::address(&info.bus_id)).into()))
         };
         let buses = gpus.iter().filter_map(bus).collect();
         Self { nvml, gpus, devices: BTreeMap::new(), buses, desk }
@@ -243,18 +244,6 @@ impl<'a> Session<'a> {
     }
 }
 
-/// An address without the function, with a domain of four digits, in lower case.
-fn short_address(address: &str) -> String {
-    let lower = address.to_lowercase();
-    let without_function = lower.rsplit_once('.').map_or(lower.as_str(), |(address, _)| address);
-    match without_function.split_once(':') {
-        Some((domain, rest)) => {
-            format!("{}:{rest}", domain.get(domain.len().saturating_sub(4)..).unwrap_or(domain))
-        }
-        None => without_function.into(),
-    }
-}
-
 /// What the driver says is to be done, nothing if it does not say.
 fn recovery_action(device: &Device<'_>) -> Result<u64, NvmlError> {
     let values = match device.field_values_for(&[RECOVERY_ACTION]) {
@@ -270,17 +259,4 @@ fn recovery_action(device: &Device<'_>) -> Result<u64, NvmlError> {
         Some(SampleValue::U64(action)) => action,
         _ => 0,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_written_as_the_kernel_s_log_has_them() {
-        assert_eq!(short_address("00000000:3B:00.0"), "0000:3b:00");
-        assert_eq!(short_address("0000:51:00.0"), "0000:51:00");
-        assert_eq!(short_address("00010000:01:00.0"), "0000:01:00");
-        assert_eq!(short_address("51:00"), "51:00");
-    }
 }

@@ -18,10 +18,23 @@ pub struct Gpu {
     pub free: usize,
     /// The most that one new container could get: what is free may be in several rows.
     pub largest: usize,
+    /// The NUMA node that it is near, by which the kubelet aligns a container's processors and devices.
+    pub numa: Option<u32>,
 }
 
-/// Every device of the node, by name, with whether containers may get it.
-pub type Advert = Vec<(DeviceId, bool)>;
+/// What the kubelet is told of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Its name.
+    pub device: DeviceId,
+    /// Whether containers may get it.
+    pub is_offered: bool,
+    /// The NUMA node of its GPU.
+    pub numa: Option<u32>,
+}
+
+/// Every device of the node.
+pub type Advert = Vec<Told>;
 
 /// What to tell the kubelet, where `taken` are the devices that containers hold. Of those that nobody holds the lowest are on
 /// offer, as many as are free, so that the same ones stay on offer while numbers change.
@@ -37,7 +50,8 @@ pub fn advert(catalog: &Catalog, gpus: &[Gpu], taken: &BTreeSet<DeviceId>) -> Ad
                 free = free.saturating_sub(1);
                 is_free
             };
-            advert.push((device.clone(), gpu.is_healthy && is_offered));
+            let is_offered = gpu.is_healthy && is_offered;
+            advert.push(Told { device: device.clone(), is_offered, numa: gpu.numa });
         }
     }
     advert
@@ -72,20 +86,20 @@ mod tests {
             let catalog = catalog();
             let taken: BTreeSet<_> = catalog.devices().iter().flatten().zip(held)
                 .filter(|(_, held)| *held).map(|(device, _)| device.clone()).collect();
-            let gpus: Vec<_> = free.iter().zip(&healthy).map(|(&free, &is_healthy)| Gpu { is_healthy, free, largest: free }).collect();
+            let gpus: Vec<_> = free.iter().zip(&healthy).map(|(&free, &is_healthy)| Gpu { is_healthy, free, largest: free, numa: None }).collect();
             let advert = advert(&catalog, &gpus, &taken);
 
-            let names: Vec<_> = advert.iter().map(|(device, _)| device.clone()).collect();
+            let names: Vec<_> = advert.iter().map(|told| told.device.clone()).collect();
             prop_assert_eq!(names, catalog.devices().concat(), "each device once, whatever happens");
             for gpu in 0..2 {
-                let own = || advert.iter().filter(|(device, _)| catalog.gpu_of(device) == Some(gpu));
+                let own = || advert.iter().filter(|told| catalog.gpu_of(&told.device) == Some(gpu));
                 if !healthy[gpu] {
-                    prop_assert!(own().all(|(_, offered)| !offered));
+                    prop_assert!(own().all(|told| !told.is_offered));
                     continue;
                 }
-                prop_assert!(own().all(|(device, offered)| *offered || !taken.contains(device)));
-                let untaken = own().filter(|(device, _)| !taken.contains(device)).count();
-                let offered = own().filter(|(device, offered)| *offered && !taken.contains(device)).count();
+                prop_assert!(own().all(|told| told.is_offered || !taken.contains(&told.device)));
+                let untaken = own().filter(|told| !taken.contains(&told.device)).count();
+                let offered = own().filter(|told| told.is_offered && !taken.contains(&told.device)).count();
                 prop_assert_eq!(offered, untaken.min(free[gpu]));
             }
         }
@@ -93,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_label_is_the_largest_hole_of_a_healthy_gpu() {
-        let gpu = |is_healthy, largest| Gpu { is_healthy, free: 20, largest };
+        let gpu = |is_healthy, largest| Gpu { is_healthy, free: 20, largest, numa: None };
         assert_eq!(max_free(&[gpu(true, 3), gpu(false, 20), gpu(true, 7)]), 7);
         assert_eq!(max_free(&[]), 0);
     }

@@ -91,6 +91,8 @@ pub(crate) struct Allocator {
     division: Division,
     catalog: Catalog,
     gpus: Vec<Gpu>,
+    /// The NUMA nodes of the GPUs, as far as they are known.
+    numa: BTreeMap<GpuId, u32>,
     claims: Claims,
     asked: BTreeMap<BindingId, Asked>,
     /// The last that was told about a claim, so that it is told once.
@@ -121,6 +123,7 @@ impl Allocator {
         handle: Handle,
         division: Division,
         injector: Injector,
+        numa: BTreeMap<GpuId, u32>,
     ) -> anyhow::Result<(Self, Outlets)> {
         let events = handle.events();
         let status = handle.status().await?;
@@ -135,6 +138,7 @@ impl Allocator {
             division,
             catalog,
             gpus,
+            numa,
             claims: Claims::default(),
             asked: BTreeMap::new(),
             told: BTreeMap::new(),

@@ -10,7 +10,7 @@ use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::advert::Advert;
+use super::advert::{Advert, Told};
 use super::allocator::{Allocator, Refused};
 use super::api::v1beta1 as api;
 use super::api::{HEALTHY, UNHEALTHY};
@@ -144,9 +144,10 @@ fn ids(names: Vec<String>) -> BTreeSet<DeviceId> {
 }
 
 fn snapshot(advert: &Advert) -> api::ListAndWatchResponse {
-    let device = |(device, is_offered): &(DeviceId, bool)| api::Device {
-        id: device.to_string(),
-        health: if *is_offered { HEALTHY } else { UNHEALTHY }.into(),
+    let device = |told: &Told| api::Device {
+        id: told.device.to_string(),
+        health: if told.is_offered { HEALTHY } else { UNHEALTHY }.into(),
+        topology: told.numa.map(|node| api::TopologyInfo { nodes: vec![api::NumaNode { id: node.into() }] }),
     };
     api::ListAndWatchResponse { devices: advert.iter().map(device).collect() }
 }

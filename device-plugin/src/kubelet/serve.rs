@@ -23,14 +23,14 @@ use super::resource::Resource;
 use super::{Unhealthy, install, registration};
 use crate::clock::monotonic;
 use crate::dra;
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, Traits};
 use crate::standalone::{Agent, Config, StartError};
 
 /// How often what is told is compared with the ledger. Each difference costs the scheduler a node status.
 pub(crate) const REFRESH: Duration = Duration::from_secs(1);
 /// Longest time between two looks at the kubelet's list.
 const RECONCILE: Duration = Duration::from_secs(10);
-/// How long NVML has to say what kinds of GPUs there are.
+/// How long NVML has to say what and where the GPUs are.
 const KINDS: Duration = Duration::from_secs(5);
 /// How often a new agent looks whether the one before it has left the state folder.
 const TURN: Duration = Duration::from_millis(50);
@@ -89,9 +89,10 @@ pub async fn run(
     config.hook = Some(hook);
     let Some(agent) = start(&config, inventory, &stop).await? else { return Ok(()) };
     let injector = injector(&agent, &config, &options)?;
+    let traits = inventory.traits(KINDS);
     let front = match options.front_end {
-        FrontEnd::Plugin => Front::plugin(&agent, &config, &options, injector).await?,
-        FrontEnd::Dra => dra::serve::start(&agent, &options, injector, inventory.traits(KINDS)).await?,
+        FrontEnd::Plugin => Front::plugin(&agent, &config, &options, injector, traits).await?,
+        FrontEnd::Dra => dra::serve::start(&agent, &options, injector, traits).await?,
     };
     ready(&agent)?;
     let ended = tokio::select! {
@@ -160,9 +161,12 @@ impl Front {
         config: &Config,
         options: &Options,
         injector: Injector,
+        traits: BTreeMap<GpuId, Traits>,
     ) -> anyhow::Result<Self> {
+        let numa = traits.into_iter().filter_map(|(gpu, traits)| Some((gpu, traits.numa?))).collect();
         let division = Division { per_gpu: config.units, smallest: options.smallest, grace: options.grace };
-        let (allocator, outlets) = Allocator::restore(agent.handle(), division, injector.clone()).await?;
+        let (allocator, outlets) =
+            Allocator::restore(agent.handle(), division, injector.clone(), numa).await?;
         let allocator = Arc::new(Mutex::new(allocator));
         let pods = PodResources::new(options.pod_resources.clone(), options.resource.clone());
         let cluster = cluster(options.node.clone()).await;

@@ -37,7 +37,8 @@ impl Allocator {
 
     fn as_told(&self, offer: &GpuOffer) -> advert::Gpu {
         let is_healthy = !self.unhealthy.contains_key(&offer.gpu);
-        advert::Gpu { is_healthy, free: offer.units.free.0 as usize, largest: offer.largest.0 as usize }
+        let (free, largest) = (offer.units.free.0 as usize, offer.largest.0 as usize);
+        advert::Gpu { is_healthy, free, largest, numa: self.numa.get(&offer.gpu).copied() }
     }
 
     async fn offers(&self) -> Result<Vec<GpuOffer>, Refused> {
