@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{self, State};
@@ -24,6 +25,7 @@ use tokio::net::UnixListener;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, oneshot, watch};
 
+use crate::metrics::Metrics;
 use crate::node::GpuOffer;
 use crate::owner::{ControlError, Message, Observation, Reply, Reshape};
 use crate::reactor::Sender;
@@ -34,6 +36,7 @@ pub struct Handle {
     pub(crate) owner: Sender<Message>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) health: watch::Receiver<BTreeMap<GpuId, Health>>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Handle {
@@ -101,6 +104,11 @@ impl Handle {
     /// How each GPU is, now and with each change: what decides which units a kubelet may give away.
     pub fn health(&self) -> watch::Receiver<BTreeMap<GpuId, Health>> {
         self.health.clone()
+    }
+
+    /// What is counted, for a front end's part of it.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// Events from now on.

@@ -46,6 +46,7 @@ pub mod pages;
 pub mod pci;
 mod precedence;
 mod reactor;
+mod refused;
 pub mod standalone;
 pub mod table;
 

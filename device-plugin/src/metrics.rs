@@ -1,4 +1,4 @@
-//! Metrics of the node agent, all of them in this file, in a registry of their own.
+//! Metrics of the node agent, all of them here and in [`front_end`], in a registry of their own.
 //!
 //! Owns names, labels and units. Figures come from an observation when somebody asks; only latencies are counted as
 //! they happen. Never reads state itself.
@@ -14,6 +14,10 @@ use prometheus::{
 };
 
 use crate::owner::Observation;
+
+use front_end::FrontEnd;
+
+pub(crate) mod front_end;
 
 const GPU: [&str; 1] = ["gpu"];
 const BINDING: [&str; 5] = ["gpu", "binding", "namespace", "function", "instance"];
@@ -49,6 +53,8 @@ pub struct Metrics {
     mps_up: IntGaugeVec,
     /// From a line's arrival until its consequences are in the pages.
     pub(crate) decision: Histogram,
+    /// What the front end for the kubelet does.
+    pub(crate) front_end: FrontEnd,
 }
 
 impl Metrics {
@@ -131,6 +137,7 @@ impl Metrics {
                 &[],
             )?,
             decision: registered(&r, Histogram::with_opts(decision.buckets(buckets))?)?,
+            front_end: FrontEnd::new(&r)?,
             registry: r,
             rendering: Mutex::new(()),
         })
@@ -254,9 +261,11 @@ mod tests {
     use gpu_share::share::Share;
     use gpu_share::units::{Bytes, Units};
 
+    use super::front_end::Call;
     use super::*;
     use crate::arbiter::Rules;
-    use crate::node::Node;
+    use crate::node::{GpuOffer, Node};
+    use crate::refused::Refused;
 
     fn observation() -> Observation {
         let gpu = Gpu {
@@ -280,6 +289,14 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.mps_is_up(true);
         metrics.count_xid(&GpuId("GPU-1".into()), 31);
+        let front_end = &metrics.front_end;
+        drop(front_end.call(Call::Allocate));
+        front_end.refused(Call::Allocate, &Refused::NoRoom(String::new()));
+        front_end.registered();
+        let units = gpu_share::ledger::Offer::default();
+        front_end.offer(&[GpuOffer { gpu: GpuId("GPU-1".into()), units, largest: Units(0) }]);
+        front_end.claims(1);
+        front_end.event("GpuUnhealthy");
         let text = metrics.render(&observation()).unwrap();
         let exported: BTreeSet<_> = text
             .lines()

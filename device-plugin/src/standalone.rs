@@ -170,7 +170,7 @@ impl Agent {
             agent.watch = Some(watch.map_err(can_not_make("a thread"))?);
         }
         // Last, so that whoever can connect is answered.
-        agent.server = Some(serve(control, port, handle.clone(), metrics)?);
+        agent.server = Some(serve(control, port, handle.clone())?);
         let containers = Containers::listen(&agent.socket, handle.owner);
         agent.containers = Some(containers.map_err(can_not_make(agent.socket.display()))?);
         Ok(agent)
@@ -251,7 +251,8 @@ fn start_owner(
     let known = node.ledger().gpus().map(|gpu| (gpu.id.clone(), node.health(&gpu.id)));
     let (health, followers) = watch::channel(known.collect());
     let (reactor, inbox) = Reactor::new().map_err(can_not_make("a reactor"))?;
-    let handle = Handle { owner: inbox.clone(), events: broadcast::channel(EVENTS).0, health: followers };
+    let events = broadcast::channel(EVENTS).0;
+    let handle = Handle { owner: inbox.clone(), events, health: followers, metrics: Arc::clone(&metrics) };
     let owner = Owner {
         node,
         clock: Clock::new(),
@@ -361,7 +362,6 @@ fn serve(
     control: std::os::unix::net::UnixListener,
     metrics: Option<TcpListener>,
     handle: Handle,
-    registry: Arc<Metrics>,
 ) -> Result<(CancellationToken, JoinHandle<()>), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -372,7 +372,7 @@ fn serve(
     let thread = thread::Builder::new().name("control".into()).spawn(move || {
         runtime.block_on(async {
             let control = control::serve(control, handle.clone());
-            let metrics = serve_metrics(metrics, handle, registry);
+            let metrics = serve_metrics(metrics, handle);
             let ended = tokio::select! {
                 () = cancelled.cancelled() => Ok(()),
                 ended = control => ended,
@@ -388,23 +388,17 @@ fn serve(
     Ok((cancel, thread.map_err(can_not_make("a thread"))?))
 }
 
-async fn serve_metrics(
-    listener: Option<TcpListener>,
-    handle: Handle,
-    metrics: Arc<Metrics>,
-) -> io::Result<()> {
+async fn serve_metrics(listener: Option<TcpListener>, handle: Handle) -> io::Result<()> {
     let Some(listener) = listener else { return std::future::pending().await };
     let router = axum::Router::new()
         .route("/healthz", get(control::health))
-        .with_state(handle.clone())
-        .merge(axum::Router::new().route("/metrics", get(render)).with_state((handle, metrics)));
+        .route("/metrics", get(render))
+        .with_state(handle);
     axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await
 }
 
-async fn render(
-    State((handle, metrics)): State<(Handle, Arc<Metrics>)>,
-) -> Result<String, (StatusCode, String)> {
+async fn render(State(handle): State<Handle>) -> Result<String, (StatusCode, String)> {
     let failed = |error: String| (StatusCode::SERVICE_UNAVAILABLE, error + "\n");
     let observation = handle.observe().await.map_err(|error| failed(error.to_string()))?;
-    metrics.render(&observation).map_err(|error| failed(error.to_string()))
+    handle.metrics().render(&observation).map_err(|error| failed(error.to_string()))
 }

@@ -14,6 +14,7 @@ use tests::apiserver::ApiServer;
 use tests::kubelet::{Allocation, Kubelet};
 use tests::peer::Peer;
 use tests::plugin::{Builder, Place, Plugin};
+use tests::port;
 use tests::wait::until;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -157,6 +158,48 @@ async fn a_container_gets_its_units_on_one_gpu_and_one_binding() {
         bindings(&plugin).await.into_iter().find(|one| one.binding.owner.instance == "a").unwrap().binding;
     assert_eq!(bound.gpu.0, *gpu);
     assert_eq!((bound.share.floor, bound.share.memory), (percent(30), Bytes(Bytes::gib(16).0 * 6 / 20)));
+}
+
+#[tokio::test]
+async fn a_device_says_near_which_numa_node_its_gpu_is_if_linux_does() {
+    let place = Place::default();
+    // The second GPU is near none.
+    for (address, node) in [("0000:51:00.0", "1\n"), ("0000:52:00.0", "-1\n")] {
+        fs::create_dir_all(place.path("pci").join(address)).unwrap();
+        fs::write(place.path("pci").join(address).join("numa_node"), node).unwrap();
+    }
+    let kubelet = Kubelet::builder(&place.path("")).start();
+    let pci = place.path("pci").display().to_string();
+    let _plugin = Plugin::builder().gpus(2).with(&["--pci-devices", &pci]).start(place).await;
+    let registered = kubelet.registered(1).await;
+    assert_eq!((registered.devices.len(), registered.nodes.len()), (40, 20));
+    assert!(registered.nodes.values().all(|nodes| *nodes == [1]), "{registered:?}");
+    assert_eq!(gpus_of(&registered.nodes.into_keys().collect()).len(), 1);
+}
+
+#[tokio::test]
+async fn what_the_kubelet_asked_and_was_told_is_in_the_metrics() {
+    let port = port::free().unwrap();
+    let (kubelet, _plugin) = registered(Plugin::builder().metrics(port)).await;
+    let first = kubelet.admit("a", "main", 4).await.unwrap();
+    kubelet.start_container(&first).await.unwrap();
+    kubelet.allocate("b", "main", BTreeSet::from(["x".to_string()]), false).await.unwrap_err();
+    let wanted = [
+        "gpufn_node_kubelet_registered 1\n",
+        "gpufn_node_kubelet_registrations_total 1\n",
+        "gpufn_node_kubelet_call_seconds_count{call=\"get_preferred_allocation\"} 1\n",
+        "gpufn_node_kubelet_call_seconds_count{call=\"allocate\"} 2\n",
+        "gpufn_node_kubelet_call_seconds_count{call=\"pre_start_container\"} 1\n",
+        "gpufn_node_kubelet_refusals_total{call=\"allocate\",reason=\"unknown_device\"} 1\n",
+        "state=\"allocated\"} 4\n",
+        "state=\"free\"} 16\n",
+    ];
+    // What is told of units follows within a second.
+    until("the metrics to say so", PATIENCE, async || {
+        let text = reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await.ok()?.text().await.ok()?;
+        wanted.iter().all(|line| text.contains(line)).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -463,7 +463,7 @@ async fn memory_that_somebody_else_has_is_not_given_to_a_claim() {
     .unwrap();
     let bound = node.driver.control().bind(&gpu_share::protocol::Bind { owner, share }).await.unwrap();
     let error = node.prepare("a").await.unwrap_err();
-    assert!(error.contains("has 8.0 GiB left for a claim that has 12.0 GiB"), "{error}");
+    assert!(error.contains("has 8.0 GiB left where 12.0 GiB are needed"), "{error}");
     assert_eq!(node.only_binding().await.id, bound.binding.id, "nothing of the claim stays");
 }
 

@@ -13,6 +13,9 @@ use super::api::v1 as api;
 use super::api::{KIND, SERVICES, registration};
 use super::preparer::Preparer;
 use crate::kubelet::cluster::{Cluster, in_time};
+use crate::metrics::Metrics;
+use crate::metrics::front_end::Call;
+use crate::refused::Refused;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -21,26 +24,32 @@ pub(crate) struct Driver {
     pub(crate) cluster: Cluster,
     /// Whether a kubelet has registered the driver.
     pub(crate) registered: watch::Sender<bool>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Driver {
-    async fn prepare(&self, claim: &api::Claim) -> Result<Vec<api::Device>, String> {
+    async fn prepare(&self, claim: &api::Claim) -> Result<Vec<api::Device>, Refused> {
         let api = Api::<ResourceClaim>::namespaced(self.cluster.client(), &claim.namespace);
-        let found = in_time(api.get(&claim.name))
-            .await
-            .map_err(|error| format!("the claim is not known: {error}"))?;
-        let uid = found.metadata.uid.as_deref().unwrap_or_default();
+        let found = in_time(api.get(&claim.name)).await.map_err(Refused::UnknownClaim)?;
+        let uid = found.metadata.uid.clone().unwrap_or_default();
         if uid != claim.uid {
-            return Err(format!("the claim's UID is {:?}, allowed is {uid:?}: it was made anew", claim.uid));
+            return Err(Refused::OtherClaim { asked: claim.uid.clone(), found: uid });
         }
-        self.preparer.lock().await.prepare(&found).await.map_err(|error| error.to_string())
+        self.preparer.lock().await.prepare(&found).await
     }
-}
 
-/// What is wrong with a claim, once in the log and once in the answer.
-fn told(claim: &api::Claim, what: &str, error: &str) -> String {
-    tracing::warn!(namespace = claim.namespace, claim = claim.name, error, "{what}");
-    error.into()
+    /// What the kubelet is told of a claim that is not prepared, or not given back.
+    fn refuse(&self, call: Call, claim: &api::Claim, refused: &Refused) -> String {
+        let error = refused.to_string();
+        tracing::warn!(
+            namespace = claim.namespace,
+            claim = claim.name,
+            error,
+            "refused a call of the kubelet"
+        );
+        self.metrics.front_end.refused(call, refused);
+        error
+    }
 }
 
 #[tonic::async_trait]
@@ -51,12 +60,13 @@ impl api::dra_plugin_server::DraPlugin for Driver {
     ) -> Result<Response<api::NodePrepareResourcesResponse>, Status> {
         let mut claims = HashMap::new();
         for claim in request.into_inner().claims {
+            let _timer = self.metrics.front_end.call(Call::Prepare);
             let answer = match self.prepare(&claim).await {
                 Ok(devices) => api::NodePrepareResourceResponse { devices, error: String::new() },
-                Err(error) => api::NodePrepareResourceResponse {
-                    devices: Vec::new(),
-                    error: told(&claim, "claim is not prepared", &error),
-                },
+                Err(refused) => {
+                    let error = self.refuse(Call::Prepare, &claim, &refused);
+                    api::NodePrepareResourceResponse { devices: Vec::new(), error }
+                }
             };
             claims.insert(claim.uid, answer);
         }
@@ -69,9 +79,9 @@ impl api::dra_plugin_server::DraPlugin for Driver {
     ) -> Result<Response<api::NodeUnprepareResourcesResponse>, Status> {
         let mut claims = HashMap::new();
         for claim in request.into_inner().claims {
+            let _timer = self.metrics.front_end.call(Call::Unprepare);
             let unprepared = self.preparer.lock().await.unprepare(&claim.uid).await;
-            let error =
-                unprepared.err().map(|error| told(&claim, "claim is not given back", &error.to_string()));
+            let error = unprepared.err().map(|refused| self.refuse(Call::Unprepare, &claim, &refused));
             let answer = api::NodeUnprepareResourceResponse { error: error.unwrap_or_default() };
             claims.insert(claim.uid, answer);
         }
@@ -101,6 +111,7 @@ impl registration::registration_server::Registration for Driver {
         let registration::RegistrationStatus { plugin_registered, error } = request.into_inner();
         if plugin_registered {
             tracing::info!(driver = DRIVER, "registered with the kubelet");
+            self.metrics.front_end.registered();
             self.registered.send_replace(true);
         } else {
             tracing::error!(driver = DRIVER, error, "the kubelet does not register the driver");

@@ -4,9 +4,10 @@
 //! ledger. Calls take effect one after another: who holds the preparer holds it until the owner has answered.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use gpu_share::annotations::Shape;
-use gpu_share::binding::{Binding, BindingId, GpuId};
+use gpu_share::binding::{Binding, BindingId};
 use gpu_share::invalid::Invalid;
 use gpu_share::ledger::{Gpu, Refusal};
 use gpu_share::names::annotation;
@@ -17,7 +18,7 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use tokio::sync::{mpsc, watch};
 
 use super::api::v1::Device;
-use super::claim::{self, ClaimError, Part};
+use super::claim::{self, Part};
 use super::held::{ClaimName, Held, Holdings};
 use crate::cdi;
 use crate::control::Handle;
@@ -28,30 +29,7 @@ use crate::kubelet::cluster::{Annotations, Follower, Grant, Notice, Notices, Pub
 use crate::kubelet::inject::Injector;
 use crate::kubelet::recovery;
 use crate::owner::{ControlError, Reshape};
-
-/// Why a claim is not prepared, or not given back.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Refused {
-    /// What the claim says is wrong.
-    #[error(transparent)]
-    Claim(#[from] ClaimError),
-    /// Somebody has memory of the GPU that the scheduler knows nothing of.
-    #[error("GPU {gpu} has {free} left for a claim that has {needed}; it is prepared once there is more")]
-    NoMemory {
-        /// The GPU.
-        gpu: GpuId,
-        /// What is left.
-        free: Bytes,
-        /// What the claim has.
-        needed: Bytes,
-    },
-    /// The owner refuses.
-    #[error(transparent)]
-    Owner(#[from] ControlError),
-    /// What the container's runtime reads can't be written.
-    #[error("the CDI file can't be written: {0}")]
-    Inject(std::io::Error),
-}
+use crate::refused::Refused;
 
 /// See the module.
 #[derive(Debug)]
@@ -106,7 +84,7 @@ impl Preparer {
             );
         }
         let (published, published_seen) = watch::channel(Published::default());
-        let (notices, heard) = Notices::channel();
+        let (notices, heard) = Notices::channel(Arc::clone(handle.metrics()));
         let preparer = Self {
             handle,
             injector,
@@ -209,6 +187,7 @@ impl Preparer {
                 parts.entry(held.pod.clone()).or_default().push((&held.part.request, &one.binding));
             }
         }
+        self.handle.metrics().front_end.claims(self.holdings.claims().len());
         let grants = parts.into_iter().map(|(pod, parts)| (pod, Grant::of(&parts))).collect();
         // By units nobody can come.
         replace(&self.published, Published { max_free: 0, grants });

@@ -86,6 +86,7 @@ async fn session(
     let end = stop.child_token();
     let ends = end.clone();
     let Services { driver, health } = services;
+    driver.metrics.front_end.unregistered();
     let health = HealthService { end: end.clone(), ..health };
     let serving = tokio::spawn(async move {
         let served = Server::builder()

@@ -74,7 +74,10 @@ pub(crate) async fn start(
     let writer = cluster.clone();
     tasks.spawn(async move { writer.show(published, notices).await });
     let health = HealthService { pool: cluster.node().into(), health: handle.health(), end: stop.clone() };
-    let services = Services { driver: Driver { preparer, cluster, registered }, health };
+    let services = Services {
+        driver: Driver { preparer, cluster, registered, metrics: Arc::clone(handle.metrics()) },
+        health,
+    };
     let (registry, ends) = (options.registry.clone(), stop.clone());
     tasks.spawn(async move { registration::keep(services, &registry, ends).await });
     Ok(Front { tasks, stop })

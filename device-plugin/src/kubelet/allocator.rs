@@ -27,41 +27,12 @@ use super::recovery;
 use crate::control::Handle;
 use crate::fit;
 use crate::owner::{ControlError, Reshape};
+use crate::refused::Refused;
 
 pub(crate) use step::replace;
 
 mod notices;
 mod step;
-
-/// Why a call of the kubelet is not answered.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Refused {
-    /// The node has no such device.
-    #[error("device {0} is not of this node, allowed are those that the plugin lists")]
-    UnknownDevice(DeviceId),
-    /// Nobody was given the devices together.
-    #[error("devices {0} were not allocated together by this agent; delete the pod, so that it gets others")]
-    NotAllocated(String),
-    /// No GPU has any room.
-    #[error("no GPU takes a new container: {0}")]
-    NoRoom(String),
-    /// The container can't do with the memory that there is.
-    #[error("GPU {gpu} has {free} left for a container that needs {needed}; it starts once there is more")]
-    NoMemory {
-        /// Its GPU.
-        gpu: GpuId,
-        /// What it could have.
-        free: Bytes,
-        /// What it needs.
-        needed: Bytes,
-    },
-    /// The owner refuses.
-    #[error(transparent)]
-    Owner(#[from] ControlError),
-    /// What the container's runtime reads can't be written.
-    #[error("the CDI file can't be written: {0}")]
-    Inject(std::io::Error),
-}
 
 /// What the node is divided into, and how strict it is.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +102,7 @@ impl Allocator {
         let catalog = Catalog::new(gpus.iter().map(|gpu| gpu.id.clone()).collect(), division.per_gpu)?;
         let (advert, advert_seen) = watch::channel(Advert::new());
         let (published, published_seen) = watch::channel(Published::default());
-        let (notices, heard) = Notices::channel();
+        let (notices, heard) = Notices::channel(Arc::clone(handle.metrics()));
         let mut allocator = Self {
             handle,
             events,

@@ -22,6 +22,7 @@ use serde_json::json;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::claims::PodName;
+use crate::metrics::Metrics;
 
 /// Longest time for one request.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -85,20 +86,24 @@ const NOTICES: usize = 256;
 
 /// Where notices go: at once to the log, and to whoever puts them beside their pods.
 #[derive(Debug)]
-pub(crate) struct Notices(mpsc::Sender<Notice>);
+pub(crate) struct Notices {
+    to: mpsc::Sender<Notice>,
+    metrics: Arc<Metrics>,
+}
 
 impl Notices {
     /// The way to the second.
-    pub(crate) fn channel() -> (Self, mpsc::Receiver<Notice>) {
-        let (sender, receiver) = mpsc::channel(NOTICES);
-        (Self(sender), receiver)
+    pub(crate) fn channel(metrics: Arc<Metrics>) -> (Self, mpsc::Receiver<Notice>) {
+        let (to, receiver) = mpsc::channel(NOTICES);
+        (Self { to, metrics }, receiver)
     }
 
     /// Tells something about a pod.
     pub(crate) fn tell(&self, pod: &PodName, reason: &'static str, note: String) {
         tracing::warn!(namespace = pod.namespace, pod = pod.name, reason, note, "pod");
+        self.metrics.front_end.event(reason);
         // Without an API server nobody reads them; the log has them.
-        let _ = self.0.try_send(Notice { pod: pod.clone(), reason, note });
+        let _ = self.to.try_send(Notice { pod: pod.clone(), reason, note });
     }
 }
 

@@ -8,10 +8,10 @@ use futures_util::{Stream, StreamExt};
 use tokio::sync::{Mutex, watch};
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::advert::{Advert, Told};
-use super::allocator::{Allocator, Refused};
+use super::allocator::Allocator;
 use super::api::v1beta1 as api;
 use super::api::{HEALTHY, UNHEALTHY};
 use super::claims::Container;
@@ -19,7 +19,10 @@ use super::cluster::Cluster;
 use super::device::DeviceId;
 use super::inject::Injector;
 use super::podresources::{self, PodResources};
+use crate::metrics::Metrics;
+use crate::metrics::front_end::Call;
 use crate::owner::ControlError;
+use crate::refused::Refused;
 
 /// What the kubelet is told that the plugin can do.
 pub(crate) const OPTIONS: api::DevicePluginOptions =
@@ -33,11 +36,20 @@ pub(crate) struct Plugin {
     pub(crate) advert: watch::Receiver<Advert>,
     pub(crate) pods: PodResources,
     pub(crate) cluster: Option<Cluster>,
+    pub(crate) metrics: Arc<Metrics>,
     /// Ends the streams, which would go on for ever.
     pub(crate) end: CancellationToken,
 }
 
 impl Plugin {
+    /// What the kubelet is told of a call that is not carried out.
+    fn refuse(&self, call: Call, refused: &Refused) -> Status {
+        let error = refused.to_string();
+        tracing::warn!(error, "refused a call of the kubelet");
+        self.metrics.front_end.refused(call, refused);
+        Status::new(code(refused), error)
+    }
+
     /// Whose devices these are. `None` if the kubelet does not say: it does not list init containers, and a container that
     /// starts with the share that its units stand for is better than one that never starts.
     async fn whose(&self, devices: &BTreeSet<DeviceId>) -> Option<Container> {
@@ -89,6 +101,7 @@ impl api::device_plugin_server::DevicePlugin for Plugin {
         &self,
         request: Request<api::PreferredAllocationRequest>,
     ) -> Result<Response<api::PreferredAllocationResponse>, Status> {
+        let _timer = self.metrics.front_end.call(Call::Prefer);
         let allocator = self.allocator.lock().await;
         let preferred = request.into_inner().container_requests.into_iter().map(|request| {
             let size = usize::try_from(request.allocation_size).unwrap_or(0);
@@ -103,10 +116,12 @@ impl api::device_plugin_server::DevicePlugin for Plugin {
         &self,
         request: Request<api::AllocateRequest>,
     ) -> Result<Response<api::AllocateResponse>, Status> {
+        let _timer = self.metrics.front_end.call(Call::Allocate);
         let mut container_responses = Vec::new();
         for request in request.into_inner().container_requests {
             let devices = ids(request.device_ids);
-            let bound = self.allocator.lock().await.allocate(&devices).await?;
+            let bound = self.allocator.lock().await.allocate(&devices).await;
+            let bound = bound.map_err(|refused| self.refuse(Call::Allocate, &refused))?;
             container_responses.push(self.injector.answer(&bound));
         }
         Ok(Response::new(api::AllocateResponse { container_responses }))
@@ -116,26 +131,27 @@ impl api::device_plugin_server::DevicePlugin for Plugin {
         &self,
         request: Request<api::PreStartContainerRequest>,
     ) -> Result<Response<api::PreStartContainerResponse>, Status> {
+        let _timer = self.metrics.front_end.call(Call::Start);
         let devices = ids(request.into_inner().device_ids);
         let container = self.whose(&devices).await;
-        self.allocator.lock().await.start(&devices, container).await?;
+        let started = self.allocator.lock().await.start(&devices, container).await;
+        started.map_err(|refused| self.refuse(Call::Start, &refused))?;
         Ok(Response::new(api::PreStartContainerResponse {}))
     }
 }
 
-impl From<Refused> for Status {
-    fn from(refused: Refused) -> Self {
-        let text = refused.to_string();
-        tracing::warn!(error = text, "refused a call of the kubelet");
-        match refused {
-            Refused::UnknownDevice(_) => Self::invalid_argument(text),
-            Refused::NotAllocated(_) => Self::failed_precondition(text),
-            Refused::NoRoom(_) | Refused::NoMemory { .. } | Refused::Owner(ControlError::Refused(_)) => {
-                Self::resource_exhausted(text)
-            }
-            Refused::Owner(ControlError::Mps(_) | ControlError::Stopped) => Self::unavailable(text),
-            Refused::Owner(ControlError::State(_)) | Refused::Inject(_) => Self::internal(text),
+fn code(refused: &Refused) -> Code {
+    match refused {
+        Refused::UnknownDevice(_) => Code::InvalidArgument,
+        Refused::NotAllocated(_)
+        | Refused::Claim(_)
+        | Refused::UnknownClaim(_)
+        | Refused::OtherClaim { .. } => Code::FailedPrecondition,
+        Refused::NoRoom(_) | Refused::NoMemory { .. } | Refused::Owner(ControlError::Refused(_)) => {
+            Code::ResourceExhausted
         }
+        Refused::Owner(ControlError::Mps(_) | ControlError::Stopped) => Code::Unavailable,
+        Refused::Owner(ControlError::State(_)) | Refused::Inject(_) => Code::Internal,
     }
 }
 

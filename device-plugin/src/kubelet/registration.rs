@@ -13,6 +13,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::net::{UnixListener, UnixStream};
@@ -97,6 +98,8 @@ async fn session(
 ) -> Result<(), Failure> {
     let socket = Socket::bind(folder, number)?;
     let kubelet = folder.join(KUBELET_SOCKET);
+    let metrics = Arc::clone(&plugin.metrics);
+    metrics.front_end.unregistered();
     let plugin = Plugin { end: end.clone(), ..plugin };
     let serving = tokio::spawn(serve(plugin, socket.listener, end.clone()));
     // However this ends, the service ends with it.
@@ -108,6 +111,7 @@ async fn session(
         let met =
             identity(&kubelet).map_err(|reason| Failure::NoKubelet { path: kubelet.clone(), reason })?;
         register(&kubelet, &own.path, resource).await?;
+        metrics.front_end.registered();
         tracing::info!(%resource, socket = %own.path.display(), "registered with the kubelet");
         while own.is_there() && identity(&kubelet).ok() == Some(met) {
             watch.something_happens().await;
@@ -116,6 +120,7 @@ async fn session(
         Ok(())
     };
     let result = outcome.await;
+    metrics.front_end.unregistered();
     end.cancel();
     let _ = tokio::time::timeout(LAST_CALLS, serving).await;
     result

@@ -181,7 +181,15 @@ impl Front {
         tasks.spawn(keep_in_step(Arc::clone(&allocator), agent.handle().health()));
         let period = Duration::from(options.grace).div_f64(2.0).clamp(Duration::from_millis(50), RECONCILE);
         tasks.spawn(reconcile(Arc::clone(&allocator), pods.clone(), period));
-        let plugin = Plugin { allocator, injector, advert, pods, cluster, end: stop.clone() };
+        let plugin = Plugin {
+            allocator,
+            injector,
+            advert,
+            pods,
+            cluster,
+            metrics: Arc::clone(agent.handle().metrics()),
+            end: stop.clone(),
+        };
         let (plugins, resource, ends) = (options.plugins.clone(), options.resource.clone(), stop.clone());
         tasks.spawn(async move { registration::keep(plugin, &plugins, &resource, ends).await });
         Ok(Self { tasks, stop })

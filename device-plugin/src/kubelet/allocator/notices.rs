@@ -2,9 +2,10 @@
 
 use gpu_share::binding::{Binding, BindingId};
 
-use super::{Allocator, Refused};
+use super::Allocator;
 use crate::kubelet::claims::{Container, PodName};
 use crate::kubelet::entitlement::{Complaint, Entitlement};
+use crate::refused::Refused;
 
 impl Allocator {
     pub(super) fn tell_of_start(&mut self, id: &BindingId, entitled: &Entitlement, binding: &Binding) {

@@ -8,11 +8,12 @@ use gpu_share::share::Share;
 use gpu_share::units::{Area, Units};
 use tokio::sync::{broadcast, watch};
 
-use super::{Allocator, Asked, Refused};
+use super::{Allocator, Asked};
 use crate::kubelet::advert;
 use crate::kubelet::claims::PodName;
 use crate::kubelet::cluster::{Grant, Published};
 use crate::node::GpuOffer;
+use crate::refused::Refused;
 
 impl Allocator {
     /// Brings what is told to kubelet and API server into step with the ledger, and gives claims what they lack once there is
@@ -23,7 +24,9 @@ impl Allocator {
         if self.repair(&status).await {
             status = self.handle.status().await?;
         }
-        let gpus: Vec<_> = self.offers().await?.iter().map(|offer| self.as_told(offer)).collect();
+        let offers = self.offers().await?;
+        self.handle.metrics().front_end.offer(&offers);
+        let gpus: Vec<_> = offers.iter().map(|offer| self.as_told(offer)).collect();
         let max_free = advert::max_free(&gpus);
         let mirrored = (gpus, self.claims.taken());
         // The list is long, and mostly nothing has changed.
