@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use gpu_share::names::dra::DRIVER;
+use gpu_share::units::Nanos;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::api::Api;
 use tokio::sync::{Mutex, watch};
@@ -12,6 +13,7 @@ use tonic::{Request, Response, Status};
 use super::api::v1 as api;
 use super::api::{KIND, SERVICES, registration};
 use super::preparer::Preparer;
+use crate::clock::monotonic;
 use crate::kubelet::cluster::{Cluster, in_time};
 use crate::metrics::Metrics;
 use crate::metrics::front_end::Call;
@@ -22,8 +24,8 @@ use crate::refused::Refused;
 pub(crate) struct Driver {
     pub(crate) preparer: Arc<Mutex<Preparer>>,
     pub(crate) cluster: Cluster,
-    /// Whether a kubelet has registered the driver.
-    pub(crate) registered: watch::Sender<bool>,
+    /// When a kubelet registered the driver last.
+    pub(crate) registered: watch::Sender<Option<Nanos>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -112,7 +114,7 @@ impl registration::registration_server::Registration for Driver {
         if plugin_registered {
             tracing::info!(driver = DRIVER, "registered with the kubelet");
             self.metrics.front_end.registered();
-            self.registered.send_replace(true);
+            self.registered.send_replace(Some(monotonic()));
         } else {
             tracing::error!(driver = DRIVER, error, "the kubelet does not register the driver");
         }

@@ -2,6 +2,11 @@
 //!
 //! The kubelet deletes it when it starts, and when the driver was away for 30 s: so it is watched. It stays when the agent
 //! stops, since the next one is mostly there sooner.
+//!
+//! A kubelet that starts deletes the slices of all drivers first and registers them then, or the other way round where the
+//! API server is slow (`DRAPluginManager` of Kubernetes 1.37). Between the two a slice would bring pods that the kubelet can't
+//! prepare, and tries again much later. So a slice that somebody deleted is written once the kubelet has registered the driver
+//! about then ([`HOLD`]), or else did not for so long: then it was somebody else.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -9,6 +14,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use gpu_share::names::dra::DRIVER;
+use gpu_share::units::Nanos;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{Device, ResourceSlice, ResourceSliceSpec};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
@@ -17,32 +23,39 @@ use kube::{Client, ResourceExt};
 use tokio::sync::watch;
 
 use super::slice::{slice, slice_name};
+use crate::clock::monotonic;
 use crate::kubelet::cluster::{Cluster, in_time};
 
 /// Who writes the slice.
 const MANAGER: &str = "gpufn-node";
 /// Pause after a request that failed.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How far the deletion of the slice and the driver's registration are apart at most when a kubelet starts.
+const HOLD: Nanos = Nanos::from_secs(10);
 
 /// Keeps the slice of the node of `cluster` as `devices` says, until dropped; from when a kubelet has registered the driver,
 /// or pods would come that it can't prepare yet and tries again much later.
 pub(crate) async fn keep(
     cluster: Cluster,
     mut devices: watch::Receiver<Vec<Device>>,
-    mut registered: watch::Receiver<bool>,
+    mut registered: watch::Receiver<Option<Nanos>>,
 ) {
-    if registered.wait_for(|is_registered| *is_registered).await.is_err() {
+    if registered.wait_for(Option::is_some).await.is_err() {
         return;
     }
     let slices = Api::<ResourceSlice>::all(cluster.client());
     let own = format!("spec.nodeName={},spec.driver={DRIVER}", cluster.node());
     let mut events = pin!(watcher(slices, watcher::Config::default().fields(&own)).default_backoff());
-    let mut pool = Pool::default();
+    let mut pool = Pool::new(cluster.node());
     // What is wrong is said once, not at every try.
     let (mut last, mut is_blind) = (Ok(()), false);
     loop {
         let wanted = devices.borrow_and_update().clone();
-        let result = bring_into_step(&cluster, &mut pool, &wanted).await;
+        let held = pool.held(*registered.borrow_and_update(), monotonic());
+        let result = match held {
+            None => bring_into_step(&cluster, &mut pool, &wanted).await,
+            Some(_) => Ok(()),
+        };
         if let Err(error) = &result
             && result != last
         {
@@ -56,18 +69,19 @@ pub(crate) async fn keep(
                 }
                 is_blind = event.is_err();
                 if let Ok(event) = event {
-                    pool.saw(event);
+                    pool.saw(event, monotonic());
                 }
             }
             changed = devices.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(PAUSE), if last.is_err() => {}
+            changed = registered.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(held.map_or(PAUSE, Duration::from)), if held.is_some() || last.is_err() => {}
         }
     }
 }
 
 async fn bring_into_step(cluster: &Cluster, pool: &mut Pool, wanted: &[Device]) -> Result<(), String> {
     let api = Api::<ResourceSlice>::all(cluster.client());
-    for step in pool.steps(cluster.node(), wanted) {
+    for step in pool.steps(wanted) {
         match step {
             Step::Write { generation } => {
                 // Asked each time: a node that was made anew has another UID, and owns nothing of the old one's.
@@ -105,6 +119,7 @@ enum Step {
 /// The node's slices as the API server has them.
 #[derive(Clone, Debug, Default)]
 struct Pool {
+    node: String,
     slices: BTreeMap<String, ResourceSlice>,
     /// A list that has not ended.
     listing: BTreeMap<String, ResourceSlice>,
@@ -113,10 +128,17 @@ struct Pool {
     generation: i64,
     /// What was written last, and what the API server made of it.
     written: Option<(Vec<Device>, ResourceSliceSpec)>,
+    /// When somebody deleted the slice.
+    deleted: Option<Nanos>,
 }
 
 impl Pool {
-    fn saw(&mut self, event: watcher::Event<ResourceSlice>) {
+    fn new(node: &str) -> Self {
+        Self { node: node.into(), ..Self::default() }
+    }
+
+    fn saw(&mut self, event: watcher::Event<ResourceSlice>, now: Nanos) {
+        let had = self.slices.contains_key(&slice_name(&self.node));
         if let watcher::Event::Apply(slice) | watcher::Event::InitApply(slice) = &event {
             self.generation = self.generation.max(slice.spec.pool.generation);
         }
@@ -130,31 +152,45 @@ impl Pool {
                 self.is_listed = true;
             }
         }
+        if self.slices.contains_key(&slice_name(&self.node)) {
+            self.deleted = None;
+        } else if had {
+            self.deleted = Some(now);
+        }
+    }
+
+    /// How long the slice is not to be written yet, where the driver was registered last at `registered`.
+    fn held(&self, registered: Option<Nanos>, now: Nanos) -> Option<Nanos> {
+        let deleted = self.deleted?;
+        let is_about_then = registered.is_some_and(|registered| registered + HOLD >= deleted);
+        let left = (deleted + HOLD).since(now);
+        (!is_about_then && left > Nanos::ZERO).then_some(left)
     }
 
     fn wrote(&mut self, wanted: &[Device], slice: ResourceSlice) {
         self.generation = self.generation.max(slice.spec.pool.generation);
         self.written = Some((wanted.to_vec(), slice.spec.clone()));
+        self.deleted = None;
         self.slices.insert(slice.name_any(), slice);
     }
 
-    /// What brings the slices of `node` to `wanted`: one slice. Nothing before they are known.
-    fn steps(&self, node: &str, wanted: &[Device]) -> Vec<Step> {
+    /// What brings the node's slices to `wanted`: one slice. Nothing before they are known.
+    fn steps(&self, wanted: &[Device]) -> Vec<Step> {
         if !self.is_listed {
             return Vec::new();
         }
-        let name = slice_name(node);
-        let written = self.slices.get(&name).is_some_and(|slice| self.is_as(node, wanted, &slice.spec));
+        let name = slice_name(&self.node);
+        let written = self.slices.get(&name).is_some_and(|slice| self.is_as(wanted, &slice.spec));
         let write = (!written).then(|| Step::Write { generation: self.generation + 1 });
         let others = self.slices.keys().filter(|other| **other != name).cloned().map(Step::Delete);
         write.into_iter().chain(others).collect()
     }
 
     /// Whether `spec` says `wanted`: it is what the API server made of that, or word for word the same.
-    fn is_as(&self, node: &str, wanted: &[Device], spec: &ResourceSliceSpec) -> bool {
+    fn is_as(&self, wanted: &[Device], spec: &ResourceSliceSpec) -> bool {
         match &self.written {
             Some((devices, made)) if devices == wanted => made == spec,
-            _ => slice(node, "", spec.pool.generation, wanted.to_vec()).spec == *spec,
+            _ => slice(&self.node, "", spec.pool.generation, wanted.to_vec()).spec == *spec,
         }
     }
 }
@@ -172,14 +208,18 @@ mod tests {
     }
 
     fn listed(slices: Vec<ResourceSlice>) -> Pool {
-        let mut pool = Pool::default();
-        pool.saw(watcher::Event::Init);
+        let mut pool = Pool::new(NODE);
+        saw(&mut pool, watcher::Event::Init);
         for slice in slices {
-            pool.saw(watcher::Event::InitApply(slice));
+            saw(&mut pool, watcher::Event::InitApply(slice));
         }
-        assert_eq!(pool.steps(NODE, &devices(&["a"])), [], "not before all are known");
-        pool.saw(watcher::Event::InitDone);
+        assert_eq!(pool.steps(&devices(&["a"])), [], "not before all are known");
+        saw(&mut pool, watcher::Event::InitDone);
         pool
+    }
+
+    fn saw(pool: &mut Pool, event: watcher::Event<ResourceSlice>) {
+        pool.saw(event, Nanos::from_secs(100));
     }
 
     fn named(name: &str, generation: i64) -> ResourceSlice {
@@ -191,28 +231,28 @@ mod tests {
     #[test]
     fn a_slice_that_is_as_it_should_be_is_left_alone() {
         let pool = listed(vec![slice(NODE, "uid", 7, devices(&["a"]))]);
-        assert_eq!(pool.steps(NODE, &devices(&["a"])), []);
-        assert_eq!(pool.steps(NODE, &devices(&["b"])), [Step::Write { generation: 8 }]);
+        assert_eq!(pool.steps(&devices(&["a"])), []);
+        assert_eq!(pool.steps(&devices(&["b"])), [Step::Write { generation: 8 }]);
     }
 
     #[test]
     fn a_slice_that_an_earlier_agent_wrote_and_the_kubelet_deleted_has_a_later_generation() {
         let earlier = slice(NODE, "uid", 7, devices(&["a"]));
         let mut pool = listed(vec![earlier.clone()]);
-        pool.saw(watcher::Event::Delete(earlier));
-        assert_eq!(pool.steps(NODE, &devices(&["a"])), [Step::Write { generation: 8 }]);
+        saw(&mut pool, watcher::Event::Delete(earlier));
+        assert_eq!(pool.steps(&devices(&["a"])), [Step::Write { generation: 8 }]);
     }
 
     #[test]
     fn a_slice_that_the_kubelet_deleted_is_written_again_with_a_later_generation() {
         let mut pool = listed(Vec::new());
-        assert_eq!(pool.steps(NODE, &devices(&["a"])), [Step::Write { generation: 1 }]);
+        assert_eq!(pool.steps(&devices(&["a"])), [Step::Write { generation: 1 }]);
         let written = slice(NODE, "uid", 1, devices(&["a"]));
         pool.wrote(&devices(&["a"]), written.clone());
-        pool.saw(watcher::Event::Apply(written.clone()));
-        assert_eq!(pool.steps(NODE, &devices(&["a"])), []);
-        pool.saw(watcher::Event::Delete(written));
-        assert_eq!(pool.steps(NODE, &devices(&["a"])), [Step::Write { generation: 2 }]);
+        saw(&mut pool, watcher::Event::Apply(written.clone()));
+        assert_eq!(pool.steps(&devices(&["a"])), []);
+        saw(&mut pool, watcher::Event::Delete(written));
+        assert_eq!(pool.steps(&devices(&["a"])), [Step::Write { generation: 2 }]);
     }
 
     #[test]
@@ -223,13 +263,13 @@ mod tests {
             device.attributes = Some(BTreeMap::new());
         }
         pool.wrote(&devices(&["a"]), made.clone());
-        pool.saw(watcher::Event::Apply(made.clone()));
-        assert_eq!(pool.steps(NODE, &devices(&["a"])), []);
+        saw(&mut pool, watcher::Event::Apply(made.clone()));
+        assert_eq!(pool.steps(&devices(&["a"])), []);
         if let Some([device]) = made.spec.devices.as_deref_mut() {
             device.capacity = Some(BTreeMap::from([("compute".into(), capacity("1"))]));
         }
-        pool.saw(watcher::Event::Apply(made));
-        assert_eq!(pool.steps(NODE, &devices(&["a"])), [Step::Write { generation: 2 }]);
+        saw(&mut pool, watcher::Event::Apply(made));
+        assert_eq!(pool.steps(&devices(&["a"])), [Step::Write { generation: 2 }]);
     }
 
     fn capacity(value: &str) -> k8s_openapi::api::resource::v1::DeviceCapacity {
@@ -239,8 +279,29 @@ mod tests {
     #[test]
     fn slices_under_other_names_are_deleted_after_a_later_one_is_written() {
         let pool = listed(vec![named("other-1", 4), named("other-2", 5)]);
-        let steps = pool.steps(NODE, &devices(&["a"]));
+        let steps = pool.steps(&devices(&["a"]));
         let deleted = ["other-1", "other-2"].map(|name| Step::Delete(name.into()));
         assert_eq!(steps, [vec![Step::Write { generation: 6 }], deleted.to_vec()].concat());
+    }
+
+    #[test]
+    fn a_slice_that_was_deleted_waits_for_a_registration_about_then_but_not_for_ever() {
+        let own = slice(NODE, "uid", 1, devices(&["a"]));
+        let at = |seconds| Some(Nanos::from_secs(seconds));
+        let held = |pool: &Pool, registered, now| pool.held(registered, Nanos::from_secs(now));
+        let mut pool = listed(vec![own.clone()]);
+        assert_eq!(held(&pool, at(10), 100), None, "nobody deleted it");
+        saw(&mut pool, watcher::Event::Delete(own.clone()));
+        assert_eq!(held(&pool, at(10), 102), at(8), "of another kubelet's time");
+        for registered in [at(91), at(101)] {
+            assert_eq!(held(&pool, registered, 102), None);
+        }
+        assert_eq!(held(&pool, at(10), 110), None, "no kubelet that starts");
+        pool.wrote(&devices(&["a"]), own);
+        assert_eq!(held(&pool, at(10), 102), None);
+        // A watch that was interrupted shows it by a list without it.
+        saw(&mut pool, watcher::Event::Init);
+        saw(&mut pool, watcher::Event::InitDone);
+        assert_eq!(held(&pool, at(10), 102), at(8));
     }
 }

@@ -65,7 +65,7 @@ pub(crate) async fn start(
     let mut cards = Cards { gpus, traits, since: BTreeMap::new() };
     let (described, seen) = watch::channel(cards.devices(&health.borrow(), now()));
     tasks.spawn(describe(Arc::clone(&preparer), health, cards, described));
-    let (registered, is_registered) = watch::channel(false);
+    let (registered, is_registered) = watch::channel(None);
     tasks.spawn(publish::keep(cluster.clone(), seen, is_registered));
     tasks.spawn(keep_in_step(Arc::clone(&preparer)));
     tasks.spawn(look_at_claims(Arc::clone(&preparer), cluster.clone(), options.grace));

@@ -7,7 +7,9 @@
 //! | attributes | `uuid`, `productName`, `index`, `sharing` (`mps`, `exclusive`), and as far as known `multiprocessors`, `cudaComputeCapability`, `driverVersion`, and Kubernetes' own `resource.kubernetes.io/pciBusID`, `…/numaNode` |
 //! | taint | `gpufn.dev/unhealthy`, `NoSchedule`, while the GPU takes no new containers |
 //!
-//! A claim that asks for no amount has the whole of it, as one for a device that can't be shared would. What grants above
+//! A claim that asks for no amount has the whole of it. KEP-5075 has it so for capacities without a request policy; one with a
+//! policy may have any `default`, and this is the whole too: a claim that was written for whole GPUs keeps its meaning, and a
+//! claim can't ask for "an amount", so that a smaller one would give some functions a tenth of a GPU unawares. What grants above
 //! floors use is not taken from the capacity: floors beat grants, so it is there for whoever comes. Pure.
 //!
 //! Source: KEP-4381 (slices), KEP-5075 (consumable capacity), KEP-5055 (taints).
