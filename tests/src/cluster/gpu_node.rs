@@ -100,14 +100,19 @@ impl GpuNode {
     pub async fn running(&self, name: &str) -> Running {
         self.tenant.ready(name).await;
         let binding = self.binding(name).await;
+        let pid = self.function_of(&binding).await;
+        Running { name: name.into(), binding, pid }
+    }
+
+    /// The process of the function that has a binding, by its number on the node.
+    pub async fn function_of(&self, binding: &BindingStatus) -> u32 {
         let page =
             self.plugin.path("node").join("bindings").join(binding.binding.id.to_string()).join("page");
-        let pid = until("the function's process", PATIENCE, async || {
+        until("the function's process", PATIENCE, async || {
             let processes = process::naming(&page).into_iter();
             processes.filter(|found| !found.command.starts_with(WATCHDOG)).map(|found| found.pid).next()
         })
-        .await;
-        Running { name: name.into(), binding, pid }
+        .await
     }
 
     /// The binding of a pod of one container.
@@ -189,7 +194,7 @@ impl Running {
     }
 }
 
-/// A pod that is put together: one container, a function behind `fwatchdog`.
+/// A pod that is put together: a container with a function behind `fwatchdog`, and perhaps others.
 #[derive(Clone, Debug)]
 pub struct GpuPod {
     name: String,
@@ -199,6 +204,8 @@ pub struct GpuPod {
     annotations: BTreeMap<String, String>,
     resources: Value,
     spec: Value,
+    /// Containers beside it, and their units.
+    others: Vec<(String, u32)>,
 }
 
 /// The function's own process is another.
@@ -228,7 +235,8 @@ impl GpuPod {
         let variables = all.iter().chain(variables).map(owned).collect();
         let (annotations, none) = (BTreeMap::new(), json!({}));
         let ready = "/_/ready";
-        Self { name: name.into(), ready, variables, annotations, resources: none.clone(), spec: none }
+        let (resources, others) = (none.clone(), Vec::new());
+        Self { name: name.into(), ready, variables, annotations, resources, spec: none, others }
     }
 
     /// With so many units of a GPU.
@@ -251,6 +259,13 @@ impl GpuPod {
         self
     }
 
+    /// With another container of the same function, by this name and with so many units.
+    #[must_use]
+    pub fn beside(mut self, name: &str, units: u32) -> Self {
+        self.others.push((name.into(), units));
+        self
+    }
+
     /// With further fields of its specification, such as `affinity`.
     #[must_use]
     pub fn spec(mut self, field: &str, value: Value) -> Self {
@@ -258,16 +273,35 @@ impl GpuPod {
         self
     }
 
+    /// A container of the function, whose watchdog listens on `port`.
+    fn container(&self, port: u32, resources: &Value) -> Value {
+        let variable = |(name, value): (&str, &str)| json!({"name": name, "value": value});
+        let own = self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let (serves, counts) = (port.to_string(), (port + 1).to_string());
+        let ports = [("port", serves.as_str()), ("metrics_port", counts.as_str())];
+        json!({
+            "env": own.chain(ports).map(variable).collect::<Vec<_>>(),
+            "resources": resources,
+            "readinessProbe": {"httpGet": {"path": self.ready, "port": port}, "periodSeconds": 1},
+        })
+    }
+
     /// As the API server gets it.
     pub fn pod(&self) -> Pod {
-        let variables = self.variables.iter().map(|(name, value)| json!({"name": name, "value": value}));
-        let container = json!({
-            "env": variables.collect::<Vec<_>>(),
-            "resources": self.resources,
-            "readinessProbe": {"httpGet": {"path": self.ready, "port": 8080}, "periodSeconds": 1},
-        });
-        let pod = tenant::pod(&self.name, image(), &container);
+        let pod = tenant::pod(&self.name, image(), &self.container(PORT, &self.resources));
         let mut pod = serde_json::to_value(pod).expect("a pod is JSON");
+        let mut containers = vec![pod["spec"]["containers"][0].clone()];
+        for ((name, units), number) in self.others.iter().zip(1..) {
+            let limits = json!({"limits": {RESOURCE: units.to_string()}});
+            let other = self.container(PORT + PORTS * number, &limits);
+            let mut container = containers[0].clone();
+            container["name"] = json!(name);
+            for (field, value) in other.as_object().into_iter().flatten() {
+                container[field] = value.clone();
+            }
+            containers.push(container);
+        }
+        pod["spec"]["containers"] = json!(containers);
         pod["metadata"]["labels"] = json!({label::ENABLED: "true"});
         pod["metadata"]["annotations"] = json!(self.annotations);
         for (field, value) in self.spec.as_object().into_iter().flatten() {
@@ -276,6 +310,11 @@ impl GpuPod {
         serde_json::from_value(pod).unwrap_or_else(|error| panic!("pod {}: {error}", self.name))
     }
 }
+
+/// Port of a pod's first watchdog.
+const PORT: u32 = 8080;
+/// Ports that a watchdog has, the one after its own for metrics: containers of a pod have the same address.
+const PORTS: u32 = 2;
 
 /// The audit client and an inference function behind the watchdog, and nothing of the hook or of a driver. The node gets it
 /// once.

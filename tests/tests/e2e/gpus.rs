@@ -87,6 +87,64 @@ async fn eight_pods_share_one_gpu_each_with_its_quota() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: make e2e"]
+async fn each_container_of_a_pod_has_its_own_share_and_all_go_with_the_pod() {
+    let node = GpuNode::start(Plugin::builder().with(&["--grace", "1s"]), &[]).await;
+    node.until_allocatable(20).await;
+    let pod = GpuPod::audit("pair").units(4).annotation("quota-limit", "20").beside("other", 4);
+    node.tenant.create(&pod.pod()).await;
+    node.tenant.ready("pair").await;
+    let bindings = node.plugin.control().bindings().await.unwrap();
+    let mut claims = Vec::new();
+    for one in &bindings {
+        let pids = vec![node.function_of(one).await];
+        claims.push(Claim { pids, at_least: 20.0 - TOLERANCE, at_most: 20.0 + TOLERANCE });
+    }
+    let owners: BTreeSet<_> =
+        bindings.iter().map(|one| (&*one.binding.owner.instance, &*one.binding.owner.container)).collect();
+    assert_eq!(owners, BTreeSet::from([("pair", "main"), ("pair", "other")]));
+    let devices = bindings.iter().flat_map(|one| one.binding.owner.devices.iter());
+    assert_eq!(devices.collect::<BTreeSet<_>>().len(), 8, "neither has the other's");
+    get_their_time("two containers of a pod", &node, SPAN, &claims).await;
+    let held: Vec<_> = node.plugin.control().bindings().await.unwrap();
+    assert!(held.iter().all(|one| one.memory_used == CONTEXT), "{held:?}");
+
+    node.tenant.delete("pair").await;
+    until("both to be released", PATIENCE, async || {
+        node.plugin.control().bindings().await.unwrap().is_empty().then_some(())
+    })
+    .await;
+    node.until_allocatable(20).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: make e2e"]
+async fn pods_with_half_of_the_multiprocessors_run_beside_each_other() {
+    let node = GpuNode::start(Plugin::builder(), &[]).await;
+    node.until_allocatable(20).await;
+    let mut halves = Vec::new();
+    for name in ["one", "other"] {
+        let pod = GpuPod::audit(name).units(9).annotation("sm", "50");
+        halves.push(node.run(&pod.annotation("quota", "90").annotation("quota-limit", "90")).await);
+    }
+    let ninety = Quota::from_percent(90).unwrap();
+    for half in &halves {
+        let share = &half.binding.binding.share;
+        assert_eq!((share.sm.percent(), share.floor, share.ceiling), (50, ninety, ninety));
+        let environment = std::fs::read_to_string(format!("/proc/{}/environ", half.pid)).unwrap();
+        let mut variables = environment.split('\0');
+        assert!(variables.any(|one| one == "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=50"), "{environment:?}");
+    }
+    // 180 % of the time: not in turns.
+    let claims = halves.iter().map(|half| Claim {
+        pids: vec![half.pid],
+        at_least: 90.0 - TOLERANCE,
+        at_most: 90.0 + TOLERANCE,
+    });
+    get_their_time("two halves of the SMs", &node, SPAN, &claims.collect::<Vec<_>>()).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: make e2e"]
 async fn what_does_not_fit_stays_pending_says_why_and_starts_when_there_is_room() {
     let node = GpuNode::start(Plugin::builder().gpus(2).with(&["--grace", "1s"]), &[]).await;
     node.until_allocatable(40).await;
