@@ -7,6 +7,7 @@
 //! | [`sheet`] | the profile of one function, measured by `gpufn profile`: points, checks, latency at any share |
 //! | [`grid`] | measurements of many models at batches, SM shares and quotas |
 //! | [`description`] | a model's operators |
+//! | [`onnx`] | model files, read as descriptions |
 //! | [`prior`] | what measured models let expect of another one |
 //! | [`posterior`] | the surface of a model after some probes, with intervals |
 //! | [`corrected`] | the same, corrected by latencies of production |
@@ -23,6 +24,7 @@ pub mod grid;
 mod kinship;
 mod latent;
 mod matrix;
+pub mod onnx;
 pub mod posterior;
 pub mod prior;
 pub mod rehearsal;

@@ -74,6 +74,24 @@ impl Description {
         }
     }
 
+    /// Of operators, summed up by kind: how many, their multiply-accumulates and weights, and the elements that they read
+    /// and write besides, all for one item.
+    pub fn of<'a>(
+        family: &str,
+        operators: impl IntoIterator<Item = (&'a str, [f64; 5])>,
+    ) -> Result<Self, Invalid> {
+        let mut description = Self { family: family.into(), ..Self::default() };
+        operators.into_iter().try_for_each(|(kind, counts)| description.add(kind, counts))?;
+        description.check()?;
+        Ok(description)
+    }
+
+    /// Work is what models are compared by.
+    fn check(&self) -> Result<(), Invalid> {
+        let works = self.work.iter().sum::<f64>() > 0.0;
+        works.then_some(()).ok_or_else(|| Invalid::new("operators", "none that multiplies", "one or more"))
+    }
+
     fn add(&mut self, kind: &str, counts: [f64; 5]) -> Result<(), Invalid> {
         let [count, macs, weights, reads, writes] = counts;
         match MULTIPLYING.iter().find(|(name, _)| *name == kind) {
@@ -109,11 +127,10 @@ pub fn read(text: &str) -> Result<BTreeMap<String, Description>, Invalid> {
     for (index, line) in lines {
         operators(line, &mut models).map_err(|error| error.within(&format!("line {}", index + 1)))?;
     }
-    let idle = models.iter().find(|(_, model)| model.work.iter().sum::<f64>() <= 0.0);
-    match idle {
-        Some((name, _)) => Err(Invalid::new("model", name, "a model with an operator that multiplies")),
-        None => Ok(models),
+    for (name, model) in &models {
+        model.check().map_err(|error| error.within(&format!("model {name}")))?;
     }
+    Ok(models)
 }
 
 fn operators(line: &str, models: &mut BTreeMap<String, Description>) -> Result<(), Invalid> {
@@ -170,7 +187,7 @@ mod tests {
             ("m,net,teleport,1,2,3,4,5\n", "line 2, operator is \"teleport\""),
             ("m,net,conv,1,-2,3,4,5\n", "line 2, count is \"-2\""),
             (",net,conv,1,2,3,4,5\n", "line 2, model and family is"),
-            ("m,net,add,1,0,0,1,1\n", "model is \"m\""),
+            ("m,net,add,1,0,0,1,1\n", "model m, operators is"),
         ];
         for (lines, start) in cases {
             let text = if lines == "x\n" { lines.into() } else { format!("{HEAD}\n{lines}") };
