@@ -1,5 +1,7 @@
 //! When requests arrive, one after the other: nothing is made in advance.
 
+use std::collections::BTreeMap;
+
 use gpu_share::units::Nanos;
 
 use crate::random::{Purpose, Stream};
@@ -32,6 +34,8 @@ pub enum Load {
         /// Length in seconds.
         seconds: f64,
     },
+    /// At times that were recorded, in rising order.
+    Times(Vec<Nanos>),
     /// The published client of HAS-GPU: each step's requests go through twice as many workers as it has requests a
     /// second, and the next step begins when all of them are answered.
     Client(Vec<Segment>),
@@ -45,6 +49,7 @@ impl Load {
             Self::Poisson(segments) | Self::Client(segments) => segments.iter().map(|s| s.seconds).sum(),
             Self::Minutes(minutes) => 60.0 * minutes.len() as f64,
             Self::Mmpp { seconds, .. } => *seconds,
+            Self::Times(times) => times.last().map_or(0.0, |last| last.secs_f64()),
         }
     }
 
@@ -56,6 +61,7 @@ impl Load {
             }
             Self::Minutes(minutes) => minutes.iter().copied().map(f64::from).sum(),
             Self::Mmpp { rate, seconds, .. } => rate * seconds,
+            Self::Times(times) => times.len() as f64,
         }
     }
 }
@@ -77,6 +83,7 @@ impl Intensity {
                 let minute = |(at, &count): (usize, &u32)| (60.0 * at as f64, f64::from(count) / 60.0);
                 minutes.iter().enumerate().map(minute).collect()
             }
+            Load::Times(times) => counted(times),
             Load::Mmpp { .. } => {
                 let mut arrivals = Arrivals::new(load.clone(), Stream::new(seed, Purpose::Arrivals, index));
                 let mut steps = Vec::new();
@@ -115,6 +122,18 @@ fn stairs(segments: &[Segment]) -> Vec<(f64, f64)> {
     steps
 }
 
+/// Requests that were recorded, as rates of the seconds in which there were any and of the first ones after them.
+#[allow(clippy::cast_precision_loss)] // Seconds of days.
+fn counted(times: &[Nanos]) -> Vec<(f64, f64)> {
+    let mut counts = BTreeMap::from([(0, 0.0)]);
+    for at in times {
+        let second = at.0 / Nanos::from_secs(1).0;
+        counts.entry(second + 1).or_insert(0.0);
+        *counts.entry(second).or_default() += 1.0;
+    }
+    counts.into_iter().map(|(second, count)| (second as f64, count)).collect()
+}
+
 /// Part by which the two rates of an MMPP are above and below its mean.
 const SWING: f64 = 0.9;
 
@@ -140,7 +159,7 @@ impl Arrivals {
             Load::Poisson(_) => progress = random.exponential(),
             Load::Minutes(minutes) => progress = minutes.first().copied().map_or(0.0, f64::from),
             Load::Mmpp { .. } => high = random.unit() < 0.5,
-            Load::Client(_) => {}
+            Load::Client(_) | Load::Times(_) => {}
         }
         let mut arrivals = Self { load, random, place: 0, start: 0.0, progress, last: 0.0, high };
         if let Load::Mmpp { rate, dispersion, .. } = arrivals.load {
@@ -155,10 +174,18 @@ impl Arrivals {
             Load::Poisson(_) => self.next_poisson()?,
             Load::Minutes(_) => self.next_of_minute()?,
             Load::Mmpp { rate, dispersion, seconds } => self.next_mmpp(rate, dispersion, seconds)?,
+            Load::Times(_) => return self.next_recorded(),
             Load::Client(_) => return None,
         };
         self.last = seconds;
         Some(Nanos::from_secs_f64(seconds))
+    }
+
+    fn next_recorded(&mut self) -> Option<Nanos> {
+        let Load::Times(times) = &self.load else { return None };
+        let next = times.get(self.place).copied();
+        self.place += 1;
+        next
     }
 
     /// A process with a changing rate is one of rate 1 whose clock is the expected number of requests so far.
@@ -237,6 +264,19 @@ mod tests {
     fn times(load: Load, seed: u64) -> Vec<f64> {
         let mut arrivals = Arrivals::new(load, Stream::new(seed, Purpose::Arrivals, 0));
         std::iter::from_fn(|| arrivals.next()).map(Nanos::secs_f64).collect()
+    }
+
+    #[test]
+    fn what_was_recorded_comes_again_and_has_the_rate_of_each_second() {
+        let recorded: Vec<_> = [100, 900, 2_500, 2_600, 2_700].map(Nanos::from_millis).into();
+        let load = Load::Times(recorded.clone());
+        let again: Vec<_> = times(load.clone(), 1).into_iter().map(Nanos::from_secs_f64).collect();
+        assert_eq!(again, recorded);
+        assert!((load.seconds() - 2.7).abs() < 1e-9 && (load.requests() - 5.0).abs() < 1e-9);
+        let rates = Intensity::of(&load, 1, 0);
+        let second = |at| rates.most(Nanos::from_secs(at), Nanos::from_secs(at + 1));
+        let expected = [2.0, 0.0, 3.0, 0.0];
+        assert!((0..).zip(expected).all(|(at, rate)| (second(at) - rate).abs() < 1e-9));
     }
 
     #[test]

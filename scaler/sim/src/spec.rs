@@ -136,7 +136,8 @@ impl FunctionSpec {
         if slo.bound.secs_f64() >= fastest {
             return Ok(());
         }
-        let allowed = format!("what can be met: fastest is {:.1} ms on a whole GPU", fastest * 1e3);
+        let allowed =
+            format!("a longer one: cannot be met: fastest is {:.1} ms on a whole GPU", fastest * 1e3);
         Err(Invalid::new("slo", slo, allowed).within(&format!("function {}", self.name)))
     }
 }

@@ -13,6 +13,9 @@ use gpu_share::units::{Nanos, Quota, SmShare};
 /// Window of the published launch gate, 40 ms, and what it keeps back of each token, 1 ms, in milliseconds.
 const GATE: f64 = 40.0;
 const KEPT_BACK: f64 = 1.0;
+/// By how much a point may be beside its neighbour in the wrong direction. Published measurements are, by up to 3.1: hosts
+/// are slower for some stretches of SM shares.
+const TOLERANCE: f64 = 4.0;
 
 /// The measured latency of one model.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,11 +55,43 @@ impl Surface {
             let index = surface.index(batch, sm, place(&surface.quotas, point.quota));
             surface.latency[index] = point.latency;
         }
-        if points.is_empty() || surface.latency.iter().any(|ms| ms.is_nan()) {
-            let allowed = "one point for each batch, SM share and quota that occur";
-            return Err(Invalid::new(format!("profile of {model}"), "a hole", allowed));
-        }
+        surface.check().map_err(|error| error.within(&format!("profile of {model}")))?;
         Ok(surface)
+    }
+
+    /// One point for each batch, SM share and quota that occur, and none that is far slower than one of a smaller batch,
+    /// more of the SMs or more of the time allows.
+    fn check(&self) -> Result<(), Invalid> {
+        if self.latency.is_empty() {
+            return Err(Invalid::new("points", 0, "one or more"));
+        }
+        for (batch, sm, quota) in self.places() {
+            let ms = self.latency[self.index(batch, sm, quota)];
+            let place = self.place(batch, sm, quota);
+            if ms.is_nan() {
+                let allowed = "one point for each batch, SM share and quota that occur";
+                return Err(Invalid::new("point", format!("none at {place}"), allowed));
+            }
+            let before = |batch, sm, quota| self.latency[self.index(batch, sm, quota)];
+            let slower = sm.checked_sub(1).map(|sm| before(batch, sm, quota));
+            let slower = slower.into_iter().chain(quota.checked_sub(1).map(|quota| before(batch, sm, quota)));
+            let most = slower.fold(f64::INFINITY, f64::min) * TOLERANCE;
+            let least = batch.checked_sub(1).map_or(0.0, |batch| before(batch, sm, quota)) / TOLERANCE;
+            if !(least..=most).contains(&ms) {
+                let allowed = format!("{least:.3} to {most:.3} ms, as its neighbours are");
+                return Err(Invalid::new(format!("latency at {place}"), format!("{ms:.3}"), allowed));
+            }
+        }
+        Ok(())
+    }
+
+    fn places(&self) -> impl Iterator<Item = (usize, usize, usize)> {
+        let (sms, quotas) = (self.sms.len(), self.quotas.len());
+        (0..self.latency.len()).map(move |at| (at / (sms * quotas), at / quotas % sms, at % quotas))
+    }
+
+    fn place(&self, batch: usize, sm: usize, quota: usize) -> String {
+        format!("batch {}, sm {}, quota {}", self.batches[batch], self.sms[sm], self.quotas[quota])
     }
 
     /// What a batch of `batch` occupies the GPU for at SM share `sm`.
@@ -248,12 +283,28 @@ mod tests {
     #[test]
     fn a_hole_and_a_bad_line_are_refused() {
         let error = surfaces("m,1,10,50,40\nm,1,20,100,20\n").unwrap_err().to_string();
-        assert!(error.starts_with("profile of m is \"a hole\", allowed is one point for each"), "{error}");
+        let hole =
+            "profile of m, point is \"none at batch 1, sm 10, quota 100\", allowed is one point for each";
+        assert!(error.starts_with(hole), "{error}");
         for line in
             ["m,1,10,50", "m,0,10,50,1", "m,1,0,50,1", "m,1,10,101,1", "m,1,10,50,-1", "m,1,10,50,nan"]
         {
             let error = surfaces(line).unwrap_err().to_string();
             assert!(error.starts_with("line 2 of the profiles is "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_point_that_can_not_be_is_refused_and_the_noise_of_measurements_is_not() {
+        assert!(surfaces("m,1,10,100,20\nm,1,20,100,60\n").is_ok());
+        let cases = [
+            ("m,1,10,100,20\nm,1,20,100,90\n", "latency at batch 1, sm 20, quota 100 is \"90.000\""),
+            ("m,1,10,50,20\nm,1,10,100,90\n", "latency at batch 1, sm 10, quota 100 is \"90.000\""),
+            ("m,1,10,100,50\nm,2,10,100,9\n", "latency at batch 2, sm 10, quota 100 is \"9.000\""),
+        ];
+        for (lines, start) in cases {
+            let error = surfaces(lines).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("profile of m, {start}")), "{error}");
         }
     }
 

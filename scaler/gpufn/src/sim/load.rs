@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use faas_sim::arrivals::{Load, Segment};
 use flate2::read::GzDecoder;
 use gpu_share::invalid::Invalid;
+use gpu_share::units::Nanos;
 use serde::Deserialize;
 
 use crate::load::trace::Traces;
@@ -107,6 +108,10 @@ pub(super) fn scaled(load: &Load, factor: f64) -> Load {
         Load::Client(segments) => Load::Client(each(segments)),
         Load::Minutes(counts) => {
             Load::Minutes(counts.iter().map(|&count| (f64::from(count) * factor).round() as u32).collect())
+        }
+        // As many requests in less time.
+        Load::Times(times) => {
+            Load::Times(times.iter().map(|at| Nanos::from_secs_f64(at.secs_f64() / factor)).collect())
         }
         &Load::Mmpp { rate, dispersion, seconds } => Load::Mmpp { rate: rate * factor, dispersion, seconds },
     }

@@ -278,6 +278,7 @@ impl Scenario {
                     minutes.truncate(whole((seconds / 60.0).ceil()).unwrap_or(1) as usize);
                 }
                 Load::Mmpp { seconds: length, .. } => *length = length.min(seconds),
+                Load::Times(times) => times.retain(|at| at.secs_f64() < seconds),
                 Load::Poisson(_) | Load::Client(_) => {}
             }
         }
@@ -591,7 +592,7 @@ mod tests {
             (
                 "p95<100ms",
                 "p95<5ms",
-                "function f, slo is \"p95<5ms\", allowed is what can be met: fastest is ",
+                "function f, slo is \"p95<5ms\", allowed is a longer one: cannot be met: fastest is ",
             ),
             ("has-standard", "none", "functions[0], trace is \"none\""),
             ("sm: \"10\", quota: \"20\", memory: 1Gi, ", "", "functions[0].annotations is \"no share\""),

@@ -454,7 +454,7 @@ fn an_objective_that_nothing_keeps_is_refused() {
     let error = Cluster::new(&spec, nothing()).unwrap_err().to_string();
     assert_eq!(
         error,
-        "function f, slo is \"p95<19ms\", allowed is what can be met: fastest is 20.0 ms on a whole GPU"
+        "function f, slo is \"p95<19ms\", allowed is a longer one: cannot be met: fastest is 20.0 ms on a whole GPU"
     );
     spec.functions[0].wish.slo = None;
     spec.cards.count = 0;
