@@ -13,7 +13,9 @@
 //! | [`corrected`] | the same, corrected by latencies of production |
 //! | [`design`] | which points to probe |
 //! | [`rehearsal`] | measured models, predicted as if they were unseen: for probes and intervals |
+//! | [`predicted`] | the profile of a model that nobody ran |
 //! | [`completion`] | points that a measured model lacks |
+//! | [`shipped`] | the models that are shipped |
 //! | [`trial`] | how well all that predicts, by cross-validation |
 
 pub mod completion;
@@ -26,10 +28,12 @@ mod latent;
 mod matrix;
 pub mod onnx;
 pub mod posterior;
+pub mod predicted;
 pub mod prior;
 pub mod rehearsal;
 mod roofline;
 pub mod sheet;
+pub mod shipped;
 mod trees;
 pub mod trial;
 #[cfg(test)]

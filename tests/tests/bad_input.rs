@@ -72,6 +72,7 @@ async fn refuses_wrong_annotations(gateway: &Gateway, complaints: &mut Vec<Strin
         ("policy", "fastest", "hybrid"),
         ("slo", "p95", "p95<100ms"),
         ("slo", "p95<0ms", "p95<100ms"),
+        ("slo", "p95<1ms", "cannot be met: fastest is "),
         ("model", "gpt-9", "resnet50"),
         ("replicas", "3..1", "MIN..MAX"),
         ("batch", "0", "1024"),

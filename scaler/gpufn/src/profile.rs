@@ -1,4 +1,4 @@
-//! `gpufn profile`: how long a deployed function takes by SM share and quota.
+//! `gpufn profile`: how long a function takes by SM share and quota, measured, or predicted from its model's file.
 //!
 //! Owns the command line and the files. What to measure next and what follows from it is the scaler's
 //! ([`scaler::profile::sheet`]); a twin of the function is what is measured, so that the function itself goes on as
@@ -7,61 +7,79 @@
 //! | module | what it owns |
 //! |---|---|
 //! | `twin` | the function once more, at the share that is measured |
+//! | `describe` | what a model that nobody ran would take |
+//! | `report` | what was found, as text and as JSON |
 //! | `page` | the surface as a page of HTML |
 //! | [`accuracy`] | `gpufn profile-figures`: how well models are predicted that were not seen |
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
-use gpu_share::annotations::Wish;
 use gpu_share::invalid::Invalid;
-use gpu_share::names::annotation;
-use gpu_share::units::Bytes;
-use scaler::profile::sheet::{Place, Sample, Sheet, check_reachable};
+use scaler::profile::sheet::{Place, Sample, Sheet};
+use serde::Serialize;
 
+use self::report::Report;
 use self::twin::Twin;
 use crate::audit::bar;
-use crate::figures::{short, table};
 use crate::load::{Interrupt, runtime};
 
 pub mod accuracy;
+mod describe;
 mod page;
+mod report;
 mod twin;
 
 /// SM shares and quotas that may be measured, unless others are given, percent.
 const SMS: [u8; 10] = [5, 10, 15, 20, 30, 40, 50, 60, 80, 100];
 const QUOTAS: [u8; 5] = [20, 40, 60, 80, 100];
-/// Bound of the mean error at points that were not measured for the profile, percent.
-const EXACT: f64 = 3.0;
+
+/// What to do about a point that can't be.
+const AGAIN: &str =
+    "a measurement was disturbed: take its point out of the profile, and the same command measures it again";
 
 /// Arguments of `gpufn profile`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The function; it must be deployed, and have the annotation gpufn.dev/sm.
-    function: String,
+    #[arg(required_unless_present = "onnx")]
+    function: Option<String>,
+    /// A model in the ONNX format: predict what it would take on a V100, and run nothing.
+    #[arg(long, value_name = "FILE", conflicts_with = "function")]
+    onnx: Option<PathBuf>,
+    /// Size of a dimension that only has a name in the file of --onnx; the first one of an input is its batch.
+    #[arg(long, value_name = "NAME=SIZE", requires = "onnx", value_parser = dimension)]
+    dim: Vec<(String, u64)>,
+    /// The architecture that the model of --onnx is a variant of, such as resnet.
+    #[arg(long, requires = "onnx")]
+    family: Option<String>,
     /// Where `gpufn up` listens.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080", env = "OPENFAAS_URL")]
     gateway: String,
     /// File with the password of admin, if `gpufn up` runs with --auth.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
-    /// The profile; if it exists already, what is in it is not measured again [default: FUNCTION-profile.yaml].
+    /// The profile; what is in it already is not measured again [default: FUNCTION-profile.yaml, MODEL-predicted.yaml].
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
     /// The surface as a page of HTML [default: beside the profile].
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
     /// Most points to measure.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(3..=1000))]
     probes: u32,
-    /// Measure every SM share at every quota.
+    /// Measure every SM share at every quota, as the profiler of FaST-GShare does.
     #[arg(long, conflicts_with = "probes")]
-    grid: bool,
+    exhaustive: bool,
     /// SM shares that may be measured, percent; those that find room beside what is deployed are.
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=100), default_values_t = SMS)]
     sm: Vec<u8>,
-    /// Quotas of --grid and --check, percent.
+    /// Quotas of --exhaustive and --check, percent.
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=100), default_values_t = QUOTAS)]
     quota: Vec<u8>,
     /// Requests that a point is the mean of.
@@ -75,22 +93,66 @@ pub struct Args {
 /// Runs the command.
 #[allow(clippy::needless_pass_by_value)] // As all commands are called.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let out = args.out.clone().unwrap_or_else(|| format!("{}-profile.yaml", args.function).into());
+    match (&args.function, &args.onnx) {
+        (Some(function), _) => measure(&args, function),
+        (None, Some(file)) => predict(&args, file),
+        // Clap asks for one of them.
+        (None, None) => Err(Invalid::new("FUNCTION", "", "a function that is deployed").into()),
+    }
+}
+
+/// Measures a function.
+fn measure(args: &Args, function: &str) -> anyhow::Result<ExitCode> {
+    let out = args.out(function, "profile");
+    let (sheet, twin, checked) = runtime()?.block_on(profile(args, function, &out))?;
+    let report = Report::new(sheet, &checked, &twin.annotations)?;
+    tell(args, &out, report.profile(), &report, &report.text())?;
+    Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Predicts a model.
+fn predict(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
+    let described = describe::describe(file, &args.dim, args.family.as_deref())?;
+    let out = args.out(&file.file_stem().unwrap_or_default().to_string_lossy(), "predicted");
+    write(&out, &described.profile)?;
+    tell(args, &out, &described.profile, &described, &described.text())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Draws the surface, and prints what was found.
+fn tell(args: &Args, out: &Path, sheet: &Sheet, json: &impl Serialize, text: &str) -> anyhow::Result<()> {
     let html = args.html.clone().unwrap_or_else(|| out.with_extension("html"));
-    let (sheet, twin, checked) = runtime()?.block_on(profile(&args, &out))?;
-    std::fs::write(&html, page::html(&sheet))
+    std::fs::write(&html, page::html(sheet))
         .with_context(|| format!("failed to write {}", html.display()))?;
-    println!("{}", measured(&sheet));
-    println!("profile  {}\nsurface  {}", out.display(), html.display());
-    let exact = checked.is_empty() || say_check(&sheet, &checked);
-    let keeps = say_objective(&sheet, &twin)?;
-    Ok(if exact && keeps { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let mut stdout = std::io::stdout().lock();
+    if args.json {
+        writeln!(stdout, "{}", serde_json::to_string_pretty(json)?)?;
+    } else {
+        writeln!(stdout, "{text}\nprofile  {}\nsurface  {}", out.display(), html.display())?;
+    }
+    Ok(())
+}
+
+impl Args {
+    /// Where the profile of `name` is, measured or predicted.
+    fn out(&self, name: &str, kind: &str) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| format!("{name}-{kind}.yaml").into())
+    }
+}
+
+/// A dimension's name and size.
+fn dimension(text: &str) -> Result<(String, u64), Invalid> {
+    let pair = text.rsplit_once('=').and_then(|(name, size)| {
+        let size = size.parse().ok().filter(|size| (1..=1 << 20).contains(size))?;
+        (!name.is_empty()).then(|| (name.to_string(), size))
+    });
+    pair.ok_or_else(|| Invalid::new("--dim", text, "NAME=SIZE with a size from 1 to 1048576"))
 }
 
 /// Measures what is not on the sheet yet, and points to check it by.
-async fn profile(args: &Args, out: &Path) -> anyhow::Result<(Sheet, Twin, Vec<Sample>)> {
-    let twin = Twin::of(&args.gateway, password(args)?, &args.function).await?;
-    let sms = within_room(args, &twin)?;
+async fn profile(args: &Args, function: &str, out: &Path) -> anyhow::Result<(Sheet, Twin, Vec<Sample>)> {
+    let twin = Twin::of(&args.gateway, password(args)?, function).await?;
+    let sms = within_room(args, function, &twin)?;
     let interrupt = Interrupt::on_signal()?;
     let mut sheet = resume(out, &twin)?;
     let progress = bar(wanted_points(args, &sms));
@@ -122,25 +184,26 @@ async fn profile(args: &Args, out: &Path) -> anyhow::Result<(Sheet, Twin, Vec<Sa
     ended?;
     removed?;
     // What was measured is held against what can be, once it is whole.
-    Sheet::read(&sheet.to_yaml()?).with_context(|| out.display().to_string())?;
+    Sheet::read(&sheet.to_yaml()?)
+        .map_err(|error| error.within(&out.display().to_string()))
+        .context(AGAIN)?;
     Ok((sheet, twin, checked))
 }
 
 /// The SM shares that a twin finds room for beside what is deployed; says which are left out.
-fn within_room(args: &Args, twin: &Twin) -> anyhow::Result<Vec<u8>> {
+fn within_room(args: &Args, function: &str, twin: &Twin) -> anyhow::Result<Vec<u8>> {
     let (sms, left_out): (Vec<_>, Vec<_>) = args.sm.iter().copied().partition(|&sm| sm <= twin.room);
     ensure!(
         twin.sm <= twin.room,
-        "function {} has an SM share of {} %, and what is deployed leaves room for one of {} %",
-        args.function,
+        "function {function} has an SM share of {} %, and what is deployed leaves room for one of {} %",
         twin.sm,
         twin.room
     );
     if !left_out.is_empty() {
         let left_out: Vec<_> = left_out.iter().map(ToString::to_string).collect();
-        println!(
-            "not measured: SM shares {}: what is deployed leaves room for {} %",
-            left_out.join(", "),
+        let left_out = left_out.join(", ");
+        eprintln!(
+            "SM shares {left_out} % are not measured: what is deployed leaves room for {} %",
             twin.room
         );
     }
@@ -148,12 +211,12 @@ fn within_room(args: &Args, twin: &Twin) -> anyhow::Result<Vec<u8>> {
 }
 
 fn wanted_points(args: &Args, sms: &[u8]) -> usize {
-    if args.grid { sms.len() * args.quota.len() } else { args.probes as usize }
+    if args.exhaustive { sms.len() * args.quota.len() } else { args.probes as usize }
 }
 
 /// Where to measure next.
 fn next(args: &Args, sms: &[u8], sheet: &Sheet, own: u8) -> Option<Place> {
-    if args.grid {
+    if args.exhaustive {
         let mut places =
             sms.iter().flat_map(|&sm| args.quota.iter().map(move |&quota| Place { batch: 1, sm, quota }));
         return places.find(|place| sheet.points.iter().all(|point| point.place != *place));
@@ -192,56 +255,4 @@ fn write(out: &Path, sheet: &Sheet) -> anyhow::Result<()> {
     std::fs::write(&new, sheet.to_yaml()?)
         .and_then(|()| std::fs::rename(&new, out))
         .with_context(|| format!("failed to write {}", out.display()))
-}
-
-fn measured(sheet: &Sheet) -> String {
-    let row = |point: &Sample| {
-        let predicted = sheet.latency_ms(point.place).unwrap_or(f64::NAN);
-        vec![
-            point.place.to_string(),
-            format!("{} ms", short(point.gpu_ms)),
-            format!("{} ms", short(point.latency_ms)),
-            format!("{} ms", short(predicted)),
-        ]
-    };
-    let rows: Vec<_> = sheet.points.iter().map(row).collect();
-    table(&["point", "GPU time", "latency", "by the profile"], &rows)
-}
-
-/// Says by how much the profile misses points that it has not seen; whether that is little enough.
-fn say_check(sheet: &Sheet, checked: &[Sample]) -> bool {
-    let misses = checked.iter().map(|point| {
-        let predicted = sheet.latency_ms(point.place).unwrap_or(f64::NAN);
-        (point, 100.0 * (predicted / point.latency_ms - 1.0))
-    });
-    let misses: Vec<_> = misses.collect();
-    for (point, percent) in &misses {
-        println!(
-            "check    {}: {} ms, the profile is off by {} %",
-            point.place,
-            short(point.latency_ms),
-            short(*percent)
-        );
-    }
-    let count = f64::from(u32::try_from(misses.len()).unwrap_or(u32::MAX));
-    let mean = misses.iter().map(|(_, percent)| percent.abs()).sum::<f64>() / count;
-    println!("check    off by {} % in the mean, allowed are {EXACT} %", short(mean));
-    mean <= EXACT
-}
-
-/// Says if the function's objective is one that no share can keep.
-fn say_objective(sheet: &Sheet, twin: &Twin) -> anyhow::Result<bool> {
-    let profiles = sheet.profiles()?;
-    let mut annotations = twin.annotations.clone();
-    annotations.remove(annotation::MODEL);
-    // Only the objective is asked for, so any memory does.
-    let wish = Wish::read(&annotations, Bytes::gib(16), &profiles)?;
-    let (Some(slo), Some(surface)) = (wish.and_then(|wish| wish.slo), profiles.get(&sheet.model)) else {
-        return Ok(true);
-    };
-    let reachable = check_reachable(annotation::SLO, &slo, surface);
-    if let Err(error) = &reachable {
-        println!("{error}");
-    }
-    Ok(reachable.is_ok())
 }

@@ -21,6 +21,7 @@ use gpu_share::invalid::Invalid;
 
 use self::runs::{Run, run_all};
 use self::scenario::Scenario;
+pub(crate) use self::scenario::known_surfaces;
 
 mod figures;
 mod load;

@@ -2,6 +2,8 @@
 //!
 //! Pure.
 
+use std::collections::BTreeSet;
+
 use gpu_share::invalid::Invalid;
 
 use super::grid::{Cell, Measured, Point};
@@ -24,9 +26,21 @@ pub struct Rehearsal<'a> {
 impl<'a> Rehearsal<'a> {
     /// Cuts `examples` into [`PARTS`] parts, in turn, and learns a prior without each.
     pub fn all(examples: &[Example<'a>]) -> Result<Vec<Self>, Invalid> {
+        Self::cut(examples, |index| index % PARTS)
+    }
+
+    /// The same with all models of a family in one part: for models that no relative was measured of.
+    pub fn of_families(examples: &[Example<'a>]) -> Result<Vec<Self>, Invalid> {
+        let family = |index: usize| examples[index].description.family.as_str();
+        let families: BTreeSet<_> = (0..examples.len()).map(family).collect();
+        let place = |index| families.iter().position(|other| *other == family(index)).unwrap_or_default();
+        Self::cut(examples, |index| place(index) % PARTS)
+    }
+
+    fn cut(examples: &[Example<'a>], part_of: impl Fn(usize) -> usize) -> Result<Vec<Self>, Invalid> {
         let mut all = Vec::new();
         for part in 0..PARTS {
-            let is_out = |index: usize| index % PARTS == part;
+            let is_out = |index: usize| part_of(index) == part;
             let others: Vec<_> = pick(examples, |index| !is_out(index));
             let prior = std::sync::Arc::new(Prior::learn(&others)?);
             for example in pick(examples, is_out) {

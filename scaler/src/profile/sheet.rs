@@ -42,7 +42,7 @@ pub struct Sheet {
     pub gpu: String,
     /// Π, milliseconds.
     pub window_ms: f64,
-    /// What was measured.
+    /// What was measured, or predicted.
     pub points: Vec<Sample>,
 }
 
@@ -68,8 +68,11 @@ pub struct Sample {
     pub gpu_ms: f64,
     /// Mean latency of one request that nothing delays, milliseconds.
     pub latency_ms: f64,
-    /// Requests that both are means of.
+    /// Requests that both are means of; 1 if they are predicted.
     pub requests: u32,
+    /// Milliseconds between which the latency lies with 90 %, if it is predicted and not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<[f64; 2]>,
 }
 
 /// What latencies have beside GPU time over quota.
@@ -285,7 +288,11 @@ impl Sample {
         within("quota", quota.into(), 100)?;
         within("requests", self.requests, u32::MAX)?;
         positive("gpuMs", self.gpu_ms)?;
-        positive("latencyMs", self.latency_ms)
+        positive("latencyMs", self.latency_ms)?;
+        let Some([low, high]) = self.interval_ms else { return Ok(()) };
+        let sound = 0.0 < low && low <= self.latency_ms && self.latency_ms <= high && high.is_finite();
+        let allowed = || format!("two numbers above 0 around {} ms", self.latency_ms);
+        sound.then_some(()).ok_or_else(|| Invalid::new("intervalMs", format!("[{low}, {high}]"), allowed()))
     }
 }
 
@@ -343,7 +350,7 @@ mod tests {
 
     fn sample(sm: u8, quota: u8, gpu_ms: f64) -> Sample {
         let latency_ms = Beside { overhead_ms: 2.0, phase: 0.5 }.latency_ms(gpu_ms, fraction(quota), 10.0);
-        Sample { place: Place { batch: 1, sm, quota }, gpu_ms, latency_ms, requests: 50 }
+        Sample { place: Place { batch: 1, sm, quota }, gpu_ms, latency_ms, requests: 50, interval_ms: None }
     }
 
     fn sheet(points: &[Sample]) -> Sheet {
@@ -381,7 +388,7 @@ mod tests {
     fn quotas_that_were_measured_on_a_running_function_are_met_within_three_percent() {
         let measured = |(quota, latency_ms)| {
             let place = Place { batch: 1, sm: 10, quota };
-            Sample { place, gpu_ms: 21.05, latency_ms, requests: 40 }
+            Sample { place, gpu_ms: 21.05, latency_ms, requests: 40, interval_ms: None }
         };
         let sheet = sheet(&[(100, 22.6), (25, 84.31), (50, 42.11)].map(measured));
         for (quota, latency_ms) in [(20, 105.0), (40, 52.6), (60, 35.1), (80, 26.3)] {
@@ -420,6 +427,7 @@ mod tests {
             (vec![Sample { latency_ms: 0.0, ..good }], "point 1, latencyMs is \"0\""),
             (vec![good, good], "points is \"batch 1, sm 10, quota 100\", allowed is each point once"),
             (vec![Sample { requests: 0, ..good }], "point 1, requests is \"0\""),
+            (vec![Sample { interval_ms: Some([40.0, 50.0]), ..good }], "point 1, intervalMs is \"[40, 50]\""),
             (
                 vec![sample(10, 50, 30.0), Sample { latency_ms: 90.0, ..good }],
                 "latencyMs at batch 1, sm 10, quota 100 is \"90.000\"",

@@ -11,8 +11,8 @@ use crate::demo::chart::escape;
 use crate::figures::short;
 
 const STYLE: &str = include_str!("../demo/page.css");
-const OWN_STYLE: &str =
-    "svg .curve{fill:none;stroke:var(--shared);stroke-width:1.6}svg .point{fill:var(--whole)}";
+const OWN_STYLE: &str = "svg .curve{fill:none;stroke:var(--shared);stroke-width:1.6}svg .point{fill:var(--whole)}\
+     svg .interval{stroke:var(--whole);stroke-width:1}";
 /// Quotas that have a line, percent.
 const QUOTAS: [u8; 4] = [10, 25, 50, 100];
 /// Size of the drawing and the room around the plot, pixels.
@@ -28,12 +28,17 @@ pub(super) fn html(sheet: &Sheet) -> String {
             chart(sheet, batch)
         )
     });
+    let dots = if sheet.points.iter().any(|point| point.interval_ms.is_some()) {
+        "a dot for each predicted point and a bar for where it lies with 90 %"
+    } else {
+        "a dot for each measured point"
+    };
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\
          <title>{title}</title><style>{STYLE}{OWN_STYLE}</style></head><body><main>\n<h1>{title}</h1>\
          <p class=\"soft\">Mean latency of one request that nothing delays, by share of the SMs; a line for each quota, \
-         a dot for each measured point. Both axes are logarithmic.</p>{charts}{}\n</main></body></html>\n",
+         {dots}. Both axes are logarithmic.</p>{charts}{}\n</main></body></html>\n",
         points(&sheet.points),
         title = escape(&format!("Profile of {} on {}", sheet.model, sheet.gpu)),
     )
@@ -65,7 +70,8 @@ fn chart(sheet: &Sheet, batch: u32) -> String {
     let curves = QUOTAS.map(|quota| (quota, curve(quota)));
     let dots: Vec<_> = sheet.points.iter().filter(|point| point.place.batch == batch).collect();
     let values = curves.iter().flat_map(|(_, curve)| curve.iter().map(|point| point.1));
-    let values: Vec<_> = values.chain(dots.iter().map(|dot| dot.latency_ms)).collect();
+    let ends = dots.iter().flat_map(|dot| dot.interval_ms.unwrap_or([dot.latency_ms; 2]));
+    let values: Vec<_> = values.chain(ends).collect();
     let low = values.iter().copied().fold(f64::INFINITY, f64::min).max(1e-3) / 1.2;
     let high = values.iter().copied().fold(0.0, f64::max).max(2.0 * low) * 1.2;
     let frame = Frame { low, high };
@@ -81,6 +87,12 @@ fn chart(sheet: &Sheet, batch: u32) -> String {
         let (x, y) = (x(dot.place.sm), frame.y(dot.latency_ms));
         let text = escape(&format!("{}: {} ms", dot.place, short(dot.latency_ms)));
         // A String takes whatever is written to it.
+        if let Some([low, high]) = dot.interval_ms.map(|ends| ends.map(|end| frame.y(end))) {
+            let _ = write!(
+                svg,
+                "<line class=\"interval\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{low:.1}\" y2=\"{high:.1}\"/>"
+            );
+        }
         let _ = write!(
             svg,
             "<circle class=\"point\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"><title>{text}</title></circle>"
@@ -125,15 +137,18 @@ fn points(points: &[Sample]) -> String {
     let rows = points.iter().fold(String::new(), |all, point| {
         let Place { batch, sm, quota } = point.place;
         let (gpu, latency) = (short(point.gpu_ms), short(point.latency_ms));
+        let of = match point.interval_ms {
+            Some([low, high]) => format!("{} to {} ms with 90 %", short(low), short(high)),
+            None => format!("{} requests", point.requests),
+        };
         all + &format!(
             "<tr class=\"first\"><td>{batch}</td><td>{sm} %</td><td>{quota} %</td><td>{gpu} ms</td><td>{latency} ms</td>\
-             <td>{}</td></tr>",
-            point.requests
+             <td>{of}</td></tr>"
         )
     });
     format!(
-        "<h2>Measured points</h2><div class=\"scroll\"><table><thead><tr><th>batch</th><th>SMs</th><th>quota</th>\
-         <th>GPU time</th><th>latency</th><th>requests</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        "<h2>Points</h2><div class=\"scroll\"><table><thead><tr><th>batch</th><th>SMs</th><th>quota</th>\
+         <th>GPU time</th><th>latency</th><th>mean of</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
 }
 
@@ -147,7 +162,13 @@ mod tests {
         let mut sheet = Sheet::new("a <model>", "a \"GPU\"", 10.0);
         for (sm, gpu_ms) in [(5, 100.0), (50, 12.0), (100, 9.0)] {
             let place = Place { batch: 1, sm, quota: 100 };
-            sheet.points.push(Sample { place, gpu_ms, latency_ms: gpu_ms + 2.0, requests: 40 });
+            sheet.points.push(Sample {
+                place,
+                gpu_ms,
+                latency_ms: gpu_ms + 2.0,
+                requests: 40,
+                interval_ms: None,
+            });
         }
         let page = html(&sheet);
         assert_well_formed(page.split_once('\n').unwrap().1);
@@ -157,6 +178,11 @@ mod tests {
         assert_eq!(page.matches("class=\"curve\"").count(), QUOTAS.len());
         assert_eq!(page.matches("class=\"point\"").count(), 3);
         assert!(!page.contains("NaN") && page.contains("a &lt;model&gt;"));
-        assert!(html(&Sheet::new("m", "g", 10.0)).contains("Measured points"));
+        assert!(!page.contains("class=\"interval\""));
+        sheet.points[0].interval_ms = Some([80.0, 130.0]);
+        let page = html(&sheet);
+        assert_well_formed(page.split_once('\n').unwrap().1);
+        assert!(page.matches("class=\"interval\"").count() == 1 && page.contains("80 to 130 ms with 90 %"));
+        assert!(html(&Sheet::new("m", "g", 10.0)).contains("Points"));
     }
 }

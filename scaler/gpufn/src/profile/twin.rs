@@ -20,10 +20,11 @@ use crate::view::{FunctionSummary, GpuView, Overview, ReplicaSummary};
 /// Longest wait for a replica, for an answer, and for the node's account of GPU time to come to rest.
 const READY: Duration = Duration::from_mins(1);
 const ANSWER: Duration = Duration::from_secs(30);
-const REST: Duration = Duration::from_secs(5);
-/// How often is looked, and how far apart two looks are that must say the same: the account is taken five times a second.
+const REST: Duration = Duration::from_secs(30);
+/// How often is looked, and how long the account must say the same: it is taken five times a second, on a busy machine
+/// later.
 const LOOK: Duration = Duration::from_millis(50);
-const APART: Duration = Duration::from_millis(450);
+const STILL: Duration = Duration::from_secs(1);
 /// Requests that warm the function up.
 const WARM: u32 = 5;
 /// Part of the latencies that is left out at each end: something else may have run.
@@ -109,15 +110,13 @@ impl Twin {
         for _ in 0..WARM {
             self.request().await?;
         }
-        let before = self.used_ms(place).await?;
+        let before = self.used_ms(place, 0.0).await?;
         let mut latencies = Vec::new();
         for _ in 0..requests {
             latencies.push(self.request().await?);
         }
-        let used = self.used_ms(place).await? - before;
-        ensure!(used > 0.0, "function {} used no GPU time at {place}", self.name);
-        let gpu_ms = used / f64::from(requests);
-        Ok(Sample { place, gpu_ms, latency_ms: trimmed_mean(latencies), requests })
+        let gpu_ms = (self.used_ms(place, before).await? - before) / f64::from(requests);
+        Ok(Sample { place, gpu_ms, latency_ms: trimmed_mean(latencies), requests, interval_ms: None })
     }
 
     /// Takes the twin away.
@@ -171,26 +170,28 @@ impl Twin {
         Ok(started.elapsed().as_secs_f64() * 1e3)
     }
 
-    /// GPU time of the replica at `place` so far, milliseconds, once two looks say the same.
-    async fn used_ms(&self, place: Place) -> anyhow::Result<f64> {
-        let deadline = Instant::now() + REST;
-        let mut before = None;
+    /// GPU time of the replica at `place` so far, milliseconds: more than `least`, and the same for a while.
+    async fn used_ms(&self, place: Place, least: f64) -> anyhow::Result<f64> {
+        let started = Instant::now();
+        let (mut known, mut since) = (least, started);
         loop {
             let function = self.summary().await?;
             let replica = function.as_ref().and_then(|function| replica(function, place));
-            let used = replica
-                .with_context(|| format!("the replica of function {} is gone", self.name))?
-                .used_seconds;
-            if before == Some(used.to_bits()) {
-                return Ok(used * 1e3);
+            let replica =
+                replica.with_context(|| format!("the replica of function {} is gone", self.name))?;
+            let used = replica.used_seconds * 1e3;
+            if used.to_bits() != known.to_bits() {
+                (known, since) = (used, Instant::now());
+            } else if known > least && since.elapsed() >= STILL {
+                return Ok(known);
             }
             ensure!(
-                Instant::now() < deadline,
-                "function {} does not come to rest: do others call it?",
-                self.name
+                started.elapsed() < REST,
+                "the GPU time of function {} is {known:.1} ms at {place} after {REST:?}, {}",
+                self.name,
+                if known > least { "and still rises: do others call it?" } else { "as before its requests" }
             );
-            before = Some(used.to_bits());
-            tokio::time::sleep(APART).await;
+            tokio::time::sleep(LOOK).await;
         }
     }
 

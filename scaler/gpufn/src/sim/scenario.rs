@@ -25,7 +25,7 @@ use super::neighbours::Neighbours;
 use crate::load::trace::Traces;
 
 /// Measured latencies that are known without a file.
-const HAS_GPU: &str = include_str!("../../../profiles/has-gpu-latency.csv");
+const HAS_GPU: &str = scaler::profile::shipped::LATENCIES;
 const SHIPPED: &str = include_str!("../../../../device-plugin/share/profiles/v100.csv");
 const BERT_QA: &str = include_str!("../../scenarios/bert-qa.csv");
 /// Traces beside those that every command knows.
@@ -326,7 +326,7 @@ pub(super) fn known_traces() -> Result<Traces, Invalid> {
 }
 
 /// Latencies that are known without a file.
-pub(super) fn known_surfaces() -> Result<Surfaces, Invalid> {
+pub(crate) fn known_surfaces() -> Result<Surfaces, Invalid> {
     Ok(Surfaces::of_profiles(SHIPPED)?.with(Surfaces::parse(HAS_GPU)?).with(Surfaces::parse(BERT_QA)?))
 }
 
