@@ -15,6 +15,7 @@ use crate::figures::Machine;
 use crate::load::{Interrupt, read_traces, runtime, write_rows};
 
 pub(crate) mod chart;
+mod forecast;
 mod page;
 mod report;
 mod run;
@@ -86,7 +87,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 .with_context(|| format!("can't remove {}", setup.state.display()))?;
         }
     }
-    let report = Report::new(&scenario, &shared, &whole, args.gpu_hour_price, Machine::here(gpu(&shared)));
+    let simulated = forecast::simulate(&scenario, &args.policy, shared.gpus)?;
+    let machine = Machine::here(gpu(&shared));
+    let report = Report::new(&scenario, [&shared, &whole], &simulated, args.gpu_hour_price, machine);
     write(&args, &scenario, &report, [&shared, &whole])?;
     Ok(if report.figures.all_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -54,6 +54,7 @@ impl Load {
     }
 
     /// Expected number of requests.
+    #[allow(clippy::cast_precision_loss)] // Requests of days.
     pub fn requests(&self) -> f64 {
         match self {
             Self::Poisson(segments) | Self::Client(segments) => {

@@ -104,23 +104,29 @@ pub(super) struct Report {
     pub whole: Run,
     /// GPU-seconds reserved in the first run, percent of those in the second.
     pub reserved_percent_of_whole: f64,
+    /// What the simulator says of the first run: each function.
+    pub simulated: Vec<Row>,
     /// What must hold.
     #[serde(flatten)]
     pub figures: Figures,
 }
 
 impl Report {
-    /// The report on `shared` and `whole`, both of `scenario`.
+    /// The report on the runs on one GPU and on whole GPUs, both of `scenario`, and on the first one as it was simulated.
     pub(super) fn new(
         scenario: &Scenario,
-        shared: &Observed,
-        whole: &Observed,
+        [shared, whole]: [&Observed; 2],
+        simulated: &faas_sim::report::Report,
         price: f64,
         machine: Machine,
     ) -> Self {
         let (shared, whole) = (Run::new(scenario, shared, price), Run::new(scenario, whole, price));
         let ratio = 100.0 * shared.total.reserved_gpu_seconds / whole.total.reserved_gpu_seconds;
-        let figures = figures(&shared, &whole, ratio);
+        let told = simulated_row(&simulated.total(), price);
+        let simulated: Vec<_> =
+            simulated.functions.iter().map(|outcome| simulated_row(outcome, price)).collect();
+        let mut figures = figures(&shared, &whole, ratio);
+        figures.extend(distances(&told, &simulated, &shared));
         Self {
             gpu_hour_price: price,
             scenario: scenario.made.clone(),
@@ -129,6 +135,7 @@ impl Report {
             shared,
             whole,
             reserved_percent_of_whole: ratio,
+            simulated,
             figures: Figures { name: "demo", figures, machine },
         }
     }
@@ -152,15 +159,17 @@ impl Report {
             "park",
             "wake",
         ];
-        let pairs = self.shared.functions.iter().zip(&self.whole.functions);
-        let totals = [(&self.shared.total, &self.whole.total)];
-        let rows: Vec<_> = pairs
-            .chain(totals)
-            .flat_map(|(shared, whole)| {
-                [cells(&shared.function, self.shared.label, shared), cells("", self.whole.label, whole)]
-            })
-            .collect();
-        table(&head, &rows)
+        let runs = self.shared.functions.iter().zip(&self.simulated).zip(&self.whole.functions);
+        let of_function = |((shared, simulated), whole): ((&Row, &Row), &Row)| {
+            [
+                cells(&shared.function, self.shared.label, shared),
+                cells("", "simulated", simulated),
+                cells("", self.whole.label, whole),
+            ]
+        };
+        let (shared, whole) = (&self.shared.total, &self.whole.total);
+        let total = [cells("total", self.shared.label, shared), cells("", self.whole.label, whole)];
+        table(&head, &runs.flat_map(of_function).chain(total).collect::<Vec<_>>())
     }
 }
 
@@ -295,6 +304,58 @@ fn total(all: &Summary, functions: &[Row], price: f64) -> Row {
     }
 }
 
+/// What the simulator says of one function.
+fn simulated_row(outcome: &faas_sim::report::Outcome, price: f64) -> Row {
+    let late = outcome.late + outcome.failed;
+    let quantile = |part| outcome.latency.quantile_ms(part);
+    Row {
+        function: outcome.name.clone(),
+        requests: outcome.arrived,
+        failed: outcome.failed,
+        late,
+        late_percent: percent(late, outcome.arrived),
+        p50_ms: quantile(0.5),
+        p95_ms: quantile(0.95),
+        p99_ms: quantile(0.99),
+        reserved_gpu_seconds: outcome.reserved,
+        used_gpu_seconds: outcome.used,
+        cost_per_1000: cost_per_1000(outcome.reserved, outcome.arrived, price),
+        vertical: outcome.grants,
+        horizontal: outcome.cold_starts,
+        cold_starts: outcome.cold_starts,
+        parks: outcome.parks,
+        wakes: outcome.wakes,
+    }
+}
+
+/// How far the simulator is from what was measured on one GPU: all requests, and each function.
+fn distances(total: &Row, functions: &[Row], measured: &Run) -> Vec<Figure> {
+    let off = |told: f64, seen: f64| 100.0 * (told / seen - 1.0).abs();
+    let gpu_seconds = |id: &str, of: fn(&Row) -> f64| {
+        let (told, seen) = (of(total), of(&measured.total));
+        let how = format!("{} GPU-seconds simulated, {} measured, all functions", short(told), short(seen));
+        Figure::new(id, off(told, seen), "%", Bar::AtMost(10.0), how)
+    };
+    let p95 = |row: &Row| row.p95_ms.unwrap_or(f64::NAN);
+    let each: Vec<_> =
+        functions.iter().zip(&measured.functions).map(|(told, seen)| off(p95(told), p95(seen))).collect();
+    let names = functions.iter().zip(&each).map(|(row, off)| format!("{} {} %", row.function, short(*off)));
+    let names = names.collect::<Vec<_>>().join(", ");
+    let how = format!(
+        "{} ms simulated, {} ms measured, all requests",
+        short(p95(total)),
+        short(p95(&measured.total))
+    );
+    // What is no number stays none.
+    let worst = each.iter().copied().fold(0.0, |worst: f64, off| if worst >= off { worst } else { off });
+    vec![
+        gpu_seconds("simulated-reserved-off", |row| row.reserved_gpu_seconds),
+        gpu_seconds("simulated-used-off", |row| row.used_gpu_seconds),
+        Figure::new("simulated-p95-off", off(p95(total), p95(&measured.total)), "%", Bar::AtMost(20.0), how),
+        Figure::new("simulated-p95-worst-function-off", worst, "%", Bar::Any, names),
+    ]
+}
+
 /// Dollars for 1,000 requests, when `requests` kept `gpu_seconds` and an hour of a GPU costs `price`.
 fn cost_per_1000(gpu_seconds: f64, requests: u64, price: f64) -> f64 {
     if requests == 0 { 0.0 } else { gpu_seconds * price / 3600.0 * 1000.0 / number(requests) }
@@ -402,7 +463,20 @@ pub(super) mod tests {
         let scenario = Scenario::new("/b", &Traces::shipped().unwrap(), false, 1).unwrap();
         let (shared, whole) = (observed("gpufn", 10.0, latency_ms), observed("whole GPUs", 75.0, 20.0));
         let machine = Machine { cpu: "a <cpu>".into(), cores: 2, gpu: "simulated V100".into() };
-        Report::new(&scenario, &shared, &whole, 2.5, machine)
+        Report::new(&scenario, [&shared, &whole], &simulated(9.5, 22.0), 2.5, machine)
+    }
+
+    /// Four functions that are said to keep so much, and to answer so fast.
+    fn simulated(reserved: f64, latency_ms: f64) -> faas_sim::report::Report {
+        let outcome = |name: &str| {
+            let mut outcome =
+                faas_sim::report::Outcome { name: name.into(), arrived: 200, ..Default::default() };
+            (outcome.reserved, outcome.used) = (reserved, reserved / 2.0);
+            outcome.latency.add(gpu_share::units::Nanos::from_secs_f64(latency_ms / 1e3));
+            outcome
+        };
+        let functions = ["resnet50", "convnext-base", "vgg16", "bert"].map(outcome).into();
+        faas_sim::report::Report { functions, ..Default::default() }
     }
 
     #[test]
@@ -445,10 +519,30 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn the_simulator_is_held_against_what_was_measured() {
+        let off = |id: &str, report: &Report| {
+            report
+                .figures
+                .figures
+                .iter()
+                .find(|figure| figure.id == id)
+                .map(|figure| (figure.value, figure.ok))
+        };
+        let near = report(20.0);
+        let (value, ok) = off("simulated-reserved-off", &near).unwrap();
+        assert!((value - 5.0).abs() < 1e-9 && ok);
+        assert!(off("simulated-p95-off", &near).unwrap().1);
+        assert!(near.table().contains("simulated"));
+        let (value, ok) = off("simulated-p95-off", &report(40.0)).unwrap();
+        assert!((value - 45.0).abs() < 2.0 && !ok, "{value}");
+    }
+
+    #[test]
     fn nothing_reserved_is_not_a_success() {
         let scenario = Scenario::new("/b", &Traces::shipped().unwrap(), false, 1).unwrap();
         let empty = Observed { label: "x", gpus: 1, outcomes: vec![], looks: vec![], decisions: vec![] };
-        let report = Report::new(&scenario, &empty, &empty, 2.5, Machine::here("none"));
+        let report =
+            Report::new(&scenario, [&empty, &empty], &simulated(0.0, 1.0), 2.5, Machine::here("none"));
         assert!(!report.figures.all_ok());
         assert!(report.table().contains("total"));
     }

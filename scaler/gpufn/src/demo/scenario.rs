@@ -28,7 +28,7 @@ const LOADS: [(&str, &str); 4] =
 const SHORT: f64 = 0.3;
 
 /// Memory of the simulated GPU that annotations are read for.
-const GPU_MEMORY: Bytes = Bytes::gib(16);
+pub(super) const GPU_MEMORY: Bytes = Bytes::gib(16);
 
 /// One function of the demo.
 #[derive(Clone, Debug)]

@@ -9,6 +9,7 @@ use axum::routing::{any, get, put};
 use axum::{Json, body};
 
 use super::*;
+use crate::demo::forecast;
 use crate::demo::report::Report;
 use crate::demo::scenario::Scenario;
 use crate::figures::Machine;
@@ -134,7 +135,8 @@ async fn a_run_deploys_waits_loads_watches_and_cleans_up() {
     assert_eq!((calls("PUT"), calls("POST"), calls("DELETE")), (4, 4, 4));
     assert_eq!(seen.invoked, u64::try_from(scenario.requests.len()).unwrap() + 4);
 
-    let report = Report::new(&scenario, &observed, &observed, 2.5, Machine::here("none"));
+    let simulated = forecast::simulate(&scenario, "gpufn", 1).unwrap();
+    let report = Report::new(&scenario, [&observed, &observed], &simulated, 2.5, Machine::here("none"));
     assert!(report.shared.total.reserved_gpu_seconds > 0.0);
     assert_eq!(report.shared.vertical_with_same_pid, 1);
 }
