@@ -1,4 +1,4 @@
-//! Metrics of the node agent, all of them here and in [`front_end`], in a registry of their own.
+//! Metrics of the node agent, all of them here and in `front_end`, in a registry of their own.
 //!
 //! Owns names, labels and units. Figures come from an observation when somebody asks; only latencies are counted as
 //! they happen. Never reads state itself.

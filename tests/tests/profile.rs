@@ -159,7 +159,7 @@ async fn what_is_wrong_is_refused_in_one_line_and_nothing_is_left_deployed() {
     local.stop().await;
 }
 
-/// A small network with a convolution, attention and shapes that are computed, as PyTorch 1.12 exports it.
+/// A small network with a convolution, attention and shapes that are computed, as `PyTorch` 1.12 exports it.
 fn model() -> String {
     format!("{}/fuzz/seeds/onnx/pytorch", env!("CARGO_MANIFEST_DIR"))
 }
