@@ -61,8 +61,7 @@ impl Policy for Gpufn {
         self.rows.look(now, functions);
         let mut decisions = Vec::new();
         for view in functions {
-            let contended: Vec<f64> =
-                view.replicas.iter().map(|replica| self.rows.contended(replica)).collect();
+            let others: Vec<_> = view.replicas.iter().map(|replica| self.rows.beside(replica)).collect();
             // It starts anew when the wish changes, for that is another model or share.
             let is_known = self.functions.get(&view.name).is_some_and(|known| known.wish == view.wish);
             if !is_known {
@@ -71,7 +70,7 @@ impl Policy for Gpufn {
             }
             let Some(known) = self.functions.get_mut(&view.name) else { continue };
             if view.wish.scaling != Scaling::Off {
-                decisions.extend(known.function.decide(now, view, &contended, &self.tuning, &mut self.moves));
+                decisions.extend(known.function.decide(now, view, &others, &self.tuning, &mut self.moves));
             }
         }
         decisions

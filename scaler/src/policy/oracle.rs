@@ -78,7 +78,7 @@ impl Oracle {
             let place = |replica: &&ReplicaView| Place {
                 cap: replica.room.min(share.ceiling).max(share.floor),
                 alone: share.ceiling,
-                contended: self.rows.contended(replica),
+                contended: self.rows.beside(replica).contended,
             };
             replicas.iter().map(place).collect()
         };

@@ -22,8 +22,17 @@ type Row = (u32, u32);
 pub(super) struct Rows {
     used: BTreeMap<String, [f64; 2]>,
     looked: Option<Nanos>,
-    /// Probability that nobody in a row is at work.
-    idle: HashMap<Row, f64>,
+    /// Replicas of a row, and the probability that none of them is at work.
+    members: HashMap<Row, (u32, f64)>,
+}
+
+/// The others in a replica's row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Others {
+    /// Part of the time that one of them is at work.
+    pub(super) contended: f64,
+    /// There are none.
+    pub(super) are_none: bool,
 }
 
 impl Rows {
@@ -31,7 +40,7 @@ impl Rows {
     pub(super) fn look(&mut self, now: Nanos, functions: &[FunctionView]) {
         let seconds = self.looked.map_or(0.0, |looked| now.since(looked).secs_f64());
         self.looked = Some(now);
-        self.idle.clear();
+        self.members.clear();
         let mut before = core::mem::take(&mut self.used);
         for replica in functions.iter().flat_map(|view| &view.replicas) {
             let (id, mut used) =
@@ -42,16 +51,17 @@ impl Rows {
                     *average += (1.0 - (-seconds / span).exp()) * (part - *average);
                 }
             }
-            *self.idle.entry(row(replica)).or_insert(1.0) *= 1.0 - busy(used);
+            let (count, idle) = self.members.entry(row(replica)).or_insert((0, 1.0));
+            (*count, *idle) = (*count + 1, *idle * (1.0 - busy(used)));
             self.used.insert(id, used);
         }
     }
 
-    /// Part of the time that others in the row of `replica` are at work, as if each came independent of the others.
-    pub(super) fn contended(&self, replica: &ReplicaView) -> f64 {
+    /// The others in the row of `replica`, as if each came independent of the rest.
+    pub(super) fn beside(&self, replica: &ReplicaView) -> Others {
         let own = self.used.get(&replica.id).map_or(0.0, |&used| busy(used));
-        let idle = self.idle.get(&row(replica)).copied().unwrap_or(1.0);
-        (1.0 - idle / (1.0 - own)).clamp(0.0, 1.0)
+        let (count, idle) = self.members.get(&row(replica)).copied().unwrap_or((1, 1.0 - own));
+        Others { contended: (1.0 - idle / (1.0 - own)).clamp(0.0, 1.0), are_none: count <= 1 }
     }
 }
 

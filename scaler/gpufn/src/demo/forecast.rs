@@ -96,7 +96,9 @@ mod tests {
         let total = report.total();
         assert_eq!((total.arrived, total.failed), (scenario.requests.len() as u64, 0));
         assert!(total.grants >= 20 && total.used > 1.0 && total.reserved > total.used);
-        assert_eq!(simulate(&scenario, "gpufn", 1).unwrap(), report);
+        // As text: a moment without answers has no percentile, and what is no number equals nothing.
+        let again = simulate(&scenario, "gpufn", 1).unwrap();
+        assert!(format!("{again:?}") == format!("{report:?}"), "the second run ended differently");
         assert!(simulate(&scenario, "magic", 1).is_err());
     }
 }

@@ -13,6 +13,7 @@ use super::counts::{Counts, Moves};
 use super::grants::Grants;
 use super::observed::{Observed, is_active};
 use crate::plan::{Load, Place, Problem};
+use crate::policy::rows::Others;
 use crate::policy::{Action, Decision, FunctionView, ReplicaState, ReplicaView};
 
 /// State of one function.
@@ -42,6 +43,8 @@ pub(super) struct Scene<'a> {
 pub(super) struct Replica<'a> {
     pub(super) view: &'a ReplicaView,
     pub(super) place: Place,
+    /// Nobody else is in its row.
+    pub(super) is_alone: bool,
 }
 
 impl Function {
@@ -50,17 +53,16 @@ impl Function {
         Self { observed, grants: Grants::default(), counts: Counts::new(now) }
     }
 
-    /// What to change, given what is seen now. `contended` says of each replica what part of the time others in its row
-    /// are at work.
+    /// What to change, given what is seen now. `others` are those in the row of each replica.
     pub(super) fn decide(
         &mut self,
         now: Nanos,
         view: &FunctionView,
-        contended: &[f64],
+        others: &[Others],
         tuning: &Tuning,
         moves: &mut Moves,
     ) -> Vec<Decision> {
-        self.observed.update(now, view, contended, tuning);
+        self.observed.update(now, view, others, tuning);
         let (share, estimate) = (bound_share(view), self.observed.estimate());
         let problem = estimate.as_ref().map(|estimate| Problem {
             estimate,
@@ -69,7 +71,7 @@ impl Function {
             window: view.window,
             gpu_memory: view.gpu_memory,
         });
-        let replicas = replicas(view, contended, &share);
+        let replicas = replicas(view, others, &share);
         let scene = Scene { now, view, tuning, replicas, share: &share, problem };
         let mut decisions = match view.wish.scaling {
             Scaling::Hybrid | Scaling::Vertical if self.is_idle(&scene) => {
@@ -152,13 +154,14 @@ pub(super) fn cap(replica: &ReplicaView, share: &Share) -> Quota {
 }
 
 /// The replicas, and what each can count on. The node lends up to the ceiling that a replica is bound with.
-fn replicas<'a>(view: &'a FunctionView, contended: &[f64], share: &Share) -> Vec<Replica<'a>> {
+fn replicas<'a>(view: &'a FunctionView, others: &[Others], share: &Share) -> Vec<Replica<'a>> {
     let alone = view.wish.share.ceiling;
-    let of = |(view, &contended): (&'a ReplicaView, &f64)| Replica {
+    let of = |(view, others): (&'a ReplicaView, &Others)| Replica {
         view,
-        place: Place { cap: cap(view, share), alone, contended },
+        place: Place { cap: cap(view, share), alone, contended: others.contended },
+        is_alone: others.are_none,
     };
-    view.replicas.iter().zip(contended).map(of).collect()
+    view.replicas.iter().zip(others).map(of).collect()
 }
 
 /// The share that grants move in: scaling by number alone leaves each at its floor.

@@ -81,7 +81,7 @@ fn level(scene: &Scene<'_>, serving: &[Replica<'_>], observed: &mut Observed) ->
     let load = load(observed, observed.forecast.vertical);
     let needed = problem.level(&places, load);
     let (count, sound) = (places.len(), needed.is_some() && !places.is_empty());
-    let found = needed.map(|needed| problem.level(&untaken(&places), load).map_or(needed, |q| q.max(needed)));
+    let found = needed.map(|needed| problem.level(&untaken(serving), load).map_or(needed, |q| q.max(needed)));
     let level = match found {
         Some(quota) => {
             let latency = problem.latency(&places, quota, load) * 1e3;
@@ -93,11 +93,13 @@ fn level(scene: &Scene<'_>, serving: &[Replica<'_>], observed: &mut Observed) ->
     level
 }
 
-/// `places` as grants are measured in them: where nobody else in a row is at work, a grant takes nothing from anybody,
-/// and is what the replica will need when somebody comes.
-fn untaken(places: &[Place]) -> Vec<Place> {
-    let untaken = |place: &Place| if place.contended > 0.0 { *place } else { Place::guaranteed(place.cap) };
-    places.iter().map(untaken).collect()
+/// Places as grants are measured in them: alone in a row, a replica's grant takes nothing from anybody, and is what it
+/// will need when somebody comes.
+fn untaken(serving: &[Replica<'_>]) -> Vec<Place> {
+    let untaken = |replica: &Replica<'_>| {
+        if replica.is_alone { Place::guaranteed(replica.place.cap) } else { replica.place }
+    };
+    serving.iter().map(untaken).collect()
 }
 
 /// The safety net: what queues and latencies say, whatever the forecast does.

@@ -11,6 +11,7 @@ use gpu_share::units::Nanos;
 use super::Tuning;
 use crate::demand::{Demand, Forecast, Recent};
 use crate::plan::{FORECAST_PART, WAIT_PART};
+use crate::policy::rows::Others;
 use crate::policy::{FunctionView, ReplicaState};
 use crate::profile::{Estimate, Observation, ServiceTime, Undisturbed};
 
@@ -61,9 +62,9 @@ impl Observed {
     }
 
     /// Takes in a view.
-    pub(super) fn update(&mut self, now: Nanos, view: &FunctionView, contended: &[f64], tuning: &Tuning) {
+    pub(super) fn update(&mut self, now: Nanos, view: &FunctionView, others: &[Others], tuning: &Tuning) {
         self.forecast = self.demand.observe(now, view.arrivals, view.cold_start);
-        self.service.observe(&self.observation(view, contended));
+        self.service.observe(&self.observation(view, others));
         self.latencies.extend(view.latencies.iter().map(|&latency| (now, latency)));
         while self.latencies.pop_front_if(|&mut (at, _)| now.since(at) > RECENT).is_some() {}
         if let Some(slo) = view.wish.slo {
@@ -93,7 +94,7 @@ impl Observed {
 
     /// What the interval since the last decision says of the service time. Only replicas that served before count:
     /// loading a model is GPU time too.
-    fn observation(&self, view: &FunctionView, contended: &[f64]) -> Observation {
+    fn observation(&self, view: &FunctionView, others: &[Others]) -> Observation {
         let served = |id: &str| self.served.contains(id);
         let used =
             view.replicas.iter().filter(|replica| served(&replica.id)).map(|replica| replica.used).sum();
@@ -101,16 +102,16 @@ impl Observed {
         Observation {
             used,
             finished: u64::try_from(finished).unwrap_or(u64::MAX),
-            undisturbed: self.undisturbed(view, contended),
+            undisturbed: self.undisturbed(view, others),
         }
     }
 
     /// A request that was alone, or the fastest of several; only on as many replicas as before. It had the ceiling if
     /// nobody else in the row was at work, and at most the ceiling in any case.
-    fn undisturbed(&self, view: &FunctionView, contended: &[f64]) -> Option<Undisturbed> {
-        let ready = view.replicas.iter().zip(contended).filter(|(r, _)| r.state == ReplicaState::Ready);
-        let (count, quiet) =
-            ready.fold((0, true), |(count, quiet), (_, &part)| (count + 1, quiet && part < QUIET));
+    fn undisturbed(&self, view: &FunctionView, others: &[Others]) -> Option<Undisturbed> {
+        let ready = view.replicas.iter().zip(others).filter(|(r, _)| r.state == ReplicaState::Ready);
+        let (count, quiet) = ready
+            .fold((0, true), |(count, quiet), (_, others)| (count + 1, quiet && others.contended < QUIET));
         if count != self.served.len() {
             return None;
         }

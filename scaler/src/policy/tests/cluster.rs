@@ -61,6 +61,8 @@ pub(super) struct Cluster {
     pub(super) cold_start: Nanos,
     /// Nobody else in the row is at work; else somebody always is, and no time is left to be lent.
     pub(super) quiet: bool,
+    /// There is nobody else in the row.
+    pub(super) alone: bool,
     arrivals: Arrivals,
     random: StdRng,
     due: f64,
@@ -135,6 +137,7 @@ impl Cluster {
             room: Quota::WHOLE,
             cold_start: Nanos::from_secs(5),
             quiet: false,
+            alone: false,
             arrivals,
             random: StdRng::seed_from_u64(11),
             due: 0.0,
@@ -278,7 +281,8 @@ impl Cluster {
         let (now, view) = (self.now(), self.view());
         let used = if self.quiet { Nanos::ZERO } else { Nanos(DECIDE * TICK.0) };
         let neighbour = neighbour(&view, used);
-        for decision in self.policy.decide(now, &[view, neighbour]) {
+        let shown = if self.alone { vec![view] } else { vec![view, neighbour] };
+        for decision in self.policy.decide(now, &shown) {
             self.carry_out(now, &decision.action);
             self.decisions.push((now, decision));
         }

@@ -105,19 +105,30 @@ fn an_idle_function_is_parked_and_a_request_brings_its_grant_back() {
 }
 
 #[test]
-fn in_a_quiet_row_one_replica_is_granted_what_it_would_need_beside_others_and_is_parked_soon() {
+fn in_a_quiet_row_a_replica_needs_no_grant_beyond_its_floor_and_is_parked_soon() {
     let mut cluster = cluster(wish(), Arrivals::Poisson);
     cluster.quiet = true;
     cluster.run(60, 0.5);
     assert_eq!(cluster.replicas.len(), 1);
-    let highest = cluster.actions(secs(1)).into_iter().filter_map(|action| match action {
-        Action::Grant { quota, .. } => Some(*quota),
-        _ => None,
-    });
-    let floor = cluster.wish.share.floor;
-    assert!(highest.max().is_some_and(|quota| quota > floor), "{:?}", cluster.decisions);
+    assert!(!raised(&cluster), "{:?}", cluster.decisions);
     cluster.run(6, 0.0);
     assert_eq!(cluster.replicas[0].state, ReplicaState::Parked);
+}
+
+#[test]
+fn alone_in_its_row_a_replica_is_granted_what_it_would_need_beside_others() {
+    let mut cluster = cluster(wish(), Arrivals::Poisson);
+    (cluster.quiet, cluster.alone) = (true, true);
+    cluster.run(60, 0.5);
+    assert!(raised(&cluster), "{:?}", cluster.decisions);
+    assert_eq!(cluster.replicas.len(), 1);
+}
+
+/// Whether a grant went above the floor after the first second.
+fn raised(cluster: &Cluster) -> bool {
+    let floor = cluster.wish.share.floor;
+    let is_above = |action: &Action| matches!(action, Action::Grant { quota, .. } if *quota > floor);
+    cluster.actions(secs(1)).into_iter().any(is_above)
 }
 
 #[test]
