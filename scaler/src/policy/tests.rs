@@ -26,3 +26,19 @@ fn wish() -> Wish {
         replicas: Replicas { min: 1, max: 4 },
     }
 }
+
+/// What is seen of a function to which `arrivals` requests came, none of which is under way.
+fn view(name: &str, wish: Wish, arrivals: u64, replicas: Vec<ReplicaView>) -> FunctionView {
+    FunctionView {
+        name: name.into(),
+        wish,
+        gpu_memory: Bytes::gib(16),
+        window: Nanos::from_millis(10),
+        replicas,
+        arrivals,
+        held: 0,
+        in_flight: 0,
+        latencies: Vec::new(),
+        cold_start: Nanos::from_secs(5),
+    }
+}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use gpu_share::annotations::Replicas;
 
 use super::cluster::{Arrivals, Cluster};
+use super::view;
 use crate::policy::*;
 
 fn wish() -> Wish {
@@ -88,18 +89,8 @@ fn fast_gshare_bears_the_load_with_the_best_per_area_and_one_for_the_rest() {
     // 20 ms at any SM share, over the quota: small SM shares bear most per area, whatever the quota.
     let latency: LatencyOf = Arc::new(|_, _, _, quota| Some(Nanos::from_secs_f64(0.02 / quota.fraction())));
     let mut policy = FastGshare::new(2, latency);
-    let view = |arrivals, replicas| FunctionView {
-        name: "f".into(),
-        wish: Wish { replicas: Replicas { min: 1, max: 16 }, ..wish() },
-        gpu_memory: Bytes::gib(16),
-        window: Nanos::from_millis(10),
-        replicas,
-        arrivals,
-        held: 0,
-        in_flight: 0,
-        latencies: Vec::new(),
-        cold_start: Nanos::from_secs(5),
-    };
+    let wish = Wish { replicas: Replicas { min: 1, max: 16 }, ..wish() };
+    let view = |arrivals, replicas| view("f", wish.clone(), arrivals, replicas);
     // 900 in 10 s are 90 a second: a pod at the whole quota bears 50 of them.
     let decisions = policy.decide(Nanos::ZERO, &[view(900, Vec::new())]);
     let shares: Vec<_> = decisions

@@ -2,7 +2,7 @@
 
 use gpu_share::annotations::{Replicas, Scaling};
 
-use super::{percent, wish};
+use super::{percent, view, wish};
 use crate::policy::*;
 
 const STEP: Nanos = Nanos::from_millis(200);
@@ -40,17 +40,9 @@ impl Crowd {
     }
 
     fn views(&self) -> [FunctionView; 2] {
-        let view = |name: &str, scaling, arrivals, replicas| FunctionView {
-            name: name.into(),
-            wish: Wish { scaling, replicas: Replicas { min: 1, max: 4 }, ..wish() },
-            gpu_memory: Bytes::gib(16),
-            window: Nanos::from_millis(10),
-            replicas,
-            arrivals,
-            held: 0,
-            in_flight: 0,
-            latencies: Vec::new(),
-            cold_start: Nanos::from_secs(5),
+        let view = |name, scaling, arrivals, replicas| {
+            let wish = Wish { scaling, replicas: Replicas { min: 1, max: 4 }, ..wish() };
+            view(name, wish, arrivals, replicas)
         };
         let mut own = vec![Self::replica("crowded", 0, ReplicaState::Ready)];
         own.extend(self.second.map(|state| Self::replica("second", 1, state)));
