@@ -17,10 +17,20 @@ IMAGE_HOOK = $(IMAGE_ROOT)/opt/gpufn/$(VERSION)/lib
 HOOK_TARGET = $(patsubst %-musl,%-gnu,$(TARGET))
 HOOK_DIR = $(if $(TARGET),target/$(HOOK_TARGET)/release,$(PROFILE_DIR))
 
+NODE_IMAGE_ROOT = target/image-node/$(ARCHITECTURE)
+# From the folder of built libraries into a folder, by the names under which programs look for them.
+define install-hook
+	install -D $(1)/libcuda_hook.so $(2)/libcuda.so.1
+	install $(1)/libgpufn_nvml.so $(2)/libnvidia-ml.so.1
+	install $(1)/libgpufn_preload.so $(2)/libgpufn_preload.so
+	ln -s libcuda.so.1 $(2)/libcuda.so
+	ln -s libnvidia-ml.so.1 $(2)/libnvidia-ml.so
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench bench-plugin build-node bench-watchdog build-watchdog-static watchdog-image-root bench-hook gpu-proof figures \
+.PHONY: help build demo bench bench-plugin build-node bench-watchdog build-watchdog-static watchdog-image-root node-image-root bench-hook gpu-proof figures \
 	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile figures-policies \
-	figures-sim-validation figures-planner bench-sim test-kubelet test lint deny clean-state
+	figures-sim-validation figures-planner bench-sim test-charts test-kubelet test lint deny clean-state
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,17 +61,19 @@ build-node: ## gpufn-node as images have it, in target/shipped; not static, sinc
 build-watchdog-static: ## fwatchdog as images have it, one file that needs no library, in target/<TARGET>/shipped (TARGET: another target)
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --profile shipped --locked --package watchdog --bin fwatchdog --target $(STATIC_TARGET)
 
+node-image-root: build-node ## what device-plugin/Dockerfile puts into an image, in target/image-node: gpufn-node and the hook
+	$(CARGO) build --release --locked --package cuda-hook --package cuda-hook-nvml --package cuda-hook-preload
+	rm -rf $(NODE_IMAGE_ROOT)
+	install -D target/shipped/gpufn-node $(NODE_IMAGE_ROOT)/gpufn-node
+	$(call install-hook,$(PROFILE_DIR),$(NODE_IMAGE_ROOT)/hook)
+
 watchdog-image-root: build-watchdog-static ## what watchdog/Dockerfile puts into an image, in target/image: fwatchdog and the hook (TARGET)
 	$(CARGO) build --release --locked --package cuda-hook --package cuda-hook-nvml --package cuda-hook-preload \
 		$(if $(TARGET),--target $(HOOK_TARGET))
 	rm -rf $(IMAGE_ROOT)
 	install -d -m 1777 $(IMAGE_ROOT)/tmp
 	install -D $(STATIC_DIR)/fwatchdog $(IMAGE_ROOT)/fwatchdog
-	install -D $(HOOK_DIR)/libcuda_hook.so $(IMAGE_HOOK)/libcuda.so.1
-	install $(HOOK_DIR)/libgpufn_nvml.so $(IMAGE_HOOK)/libnvidia-ml.so.1
-	install $(HOOK_DIR)/libgpufn_preload.so $(IMAGE_HOOK)/libgpufn_preload.so
-	ln -s libcuda.so.1 $(IMAGE_HOOK)/libcuda.so
-	ln -s libnvidia-ml.so.1 $(IMAGE_HOOK)/libnvidia-ml.so
+	$(call install-hook,$(HOOK_DIR),$(IMAGE_HOOK))
 
 bench-hook: ## how exactly shares of GPU time are delivered, the whole matrix (QUICK=1: shorter; HAMI=libvgpu.so: beside it)
 	$(CARGO) build --release --locked --workspace
@@ -123,6 +135,9 @@ soak-watchdog: ## REQUESTS (5e7) through fwatchdog, less where each has a proces
 test-clients: ## real CUDA programs under a share of a simulated GPU; installs them once in target/clients
 	$(CARGO) build --locked --workspace
 	target/debug/clients
+
+test-charts: ## the charts, rendered for each version of Kubernetes; installs Helm once in target/charts (RENEW=1: what is rendered is right)
+	$(CARGO) test --locked --package tests --test charts -- --include-ignored
 
 test-kubelet: ## the device plugin beside the kubelet's own device manager, which Go builds once; needs Go
 	$(CARGO) build --locked --workspace

@@ -18,7 +18,7 @@
 //! kills all that is inside.
 //!
 //! Tests run on the node, so that its API server, its pods and its folders are where they would be on a real one; there
-//! they use [`tenant`], and [`gpu_node`] where pods want GPUs.
+//! they use [`tenant`], [`gpu_node`] where pods want GPUs, and [`release`] where the agent is to be a pod too.
 
 pub mod account;
 pub mod certificates;
@@ -30,6 +30,7 @@ pub mod image;
 pub mod init;
 pub mod mounts;
 pub mod node;
+pub mod release;
 pub mod remains;
 pub mod tenant;
 

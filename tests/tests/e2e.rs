@@ -11,6 +11,8 @@ mod gpu_faults;
 mod gpus;
 #[path = "e2e/node.rs"]
 mod node;
+#[path = "e2e/release.rs"]
+mod release;
 #[path = "e2e/vertical.rs"]
 mod vertical;
 

@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use super::image::Image;
 use super::tenant::{self, Tenant};
 use super::{NODE, account};
+use crate::control::Control;
 use crate::delivery::Stand;
 use crate::node::Stats;
 use crate::plugin::{self, Place, Plugin};
@@ -40,11 +41,11 @@ use crate::wait::until;
 /// Longest time until something that was asked for is so.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// Kind of the CDI devices that stand for the GPUs themselves.
-const GPU_KIND: &str = "simulated.gpufn.dev/gpu";
+pub(super) const GPU_KIND: &str = "simulated.gpufn.dev/gpu";
 /// Where the node's containerd looks for CDI files that come and go.
-const CDI: &str = "/run/cdi";
+pub(super) const CDI: &str = "/run/cdi";
 /// The kubelet's folder.
-const KUBELET: &str = "/var/lib/kubelet";
+pub(super) const KUBELET: &str = "/var/lib/kubelet";
 
 /// A node of a cluster whose GPUs pods can share.
 #[derive(Debug)]
@@ -60,12 +61,7 @@ impl GpuNode {
     /// has, its account has those of `rules`.
     pub async fn start(builder: plugin::Builder, rules: &[Value]) -> Self {
         let tenant = Tenant::new().await;
-        until("the end of other tests' pods and agent", PATIENCE, async || {
-            let pods_are_gone = !tenant.pods_of_all().await.iter().any(asks_for_gpus);
-            (pods_are_gone && allocatable(&tenant).await == 0).then_some(())
-        })
-        .await;
-        clear(Path::new(CDI));
+        until_free(&tenant).await;
         image();
         let place = Place::on_node();
         let kubeconfig = place.path("kubeconfig");
@@ -78,16 +74,13 @@ impl GpuNode {
             .cdi(CDI.into())
             .toolkit(GPU_KIND, &driver_folder());
         let node = Self { plugin: builder.start(place).await, tenant };
-        node.write_gpus().await;
+        write_gpus(&node.plugin.control(), &node.plugin.path("simgpu.sock"), &node.plugin.path("sim")).await;
         node
     }
 
     /// Waits until the scheduler sees so many units.
     pub async fn until_allocatable(&self, units: usize) {
-        until(&format!("{units} units on the node"), PATIENCE, async || {
-            (allocatable(&self.tenant).await == units).then_some(())
-        })
-        .await;
+        until_allocatable(&self.tenant, units).await;
     }
 
     /// Creates a pod, and waits until it is ready and its function runs.
@@ -106,13 +99,7 @@ impl GpuNode {
 
     /// The process of the function that has a binding, by its number on the node.
     pub async fn function_of(&self, binding: &BindingStatus) -> u32 {
-        let page =
-            self.plugin.path("node").join("bindings").join(binding.binding.id.to_string()).join("page");
-        until("the function's process", PATIENCE, async || {
-            let processes = process::naming(&page).into_iter();
-            processes.filter(|found| !found.command.starts_with(WATCHDOG)).map(|found| found.pid).next()
-        })
-        .await
+        function_of(&self.plugin.path("node"), binding).await
     }
 
     /// The binding of a pod of one container.
@@ -126,23 +113,51 @@ impl GpuNode {
         let bindings = self.plugin.control().bindings().await.unwrap_or_else(|error| panic!("{error:#}"));
         bindings.into_iter().map(|one| (one.binding.owner.instance.clone(), one)).collect()
     }
+}
 
-    /// What NVIDIA's container toolkit does: a CDI device for each GPU, with the driver's files.
-    async fn write_gpus(&self) {
-        let status = self.plugin.control().status().await.unwrap_or_else(|error| panic!("{error:#}"));
-        let (socket, sim) = (self.plugin.path("simgpu.sock"), self.plugin.path("sim"));
-        let mount = |from: &Path, to: &Path| json!({"hostPath": from, "containerPath": to, "options": ["rbind", "ro"]});
-        let file = |name: &str| mount(&sim.join(name), &driver_folder().join(name));
-        let edits = json!({
-            "env": [format!("SIMCUDA_SOCKET={}", socket.display())],
-            "mounts": [file("libcuda.so.1"), file("libnvidia-ml.so.1"), mount(&socket, &socket)],
-        });
-        let devices = status.gpus.iter().map(|gpu| json!({"name": gpu.gpu.id, "containerEdits": edits}));
-        let spec = json!({"cdiVersion": "0.6.0", "kind": GPU_KIND, "devices": devices.collect::<Vec<_>>()});
-        let path = Path::new(CDI).join("simulated.gpufn.dev-gpu.json");
-        let written = fs::write(&path, spec.to_string());
-        written.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    }
+/// Waits until no pod of another test uses a GPU, and no agent offers any.
+pub(super) async fn until_free(tenant: &Tenant) {
+    until("the end of other tests' pods and agent", PATIENCE, async || {
+        let pods_are_gone = !tenant.pods_of_all().await.iter().any(asks_for_gpus);
+        (pods_are_gone && allocatable(tenant).await == 0).then_some(())
+    })
+    .await;
+    clear(Path::new(CDI));
+}
+
+/// Waits until the scheduler sees so many units.
+pub(super) async fn until_allocatable(tenant: &Tenant, units: usize) {
+    until(&format!("{units} units on the node"), PATIENCE, async || {
+        (allocatable(tenant).await == units).then_some(())
+    })
+    .await;
+}
+
+/// The process of the function that has a binding of the agent with this state folder.
+pub(super) async fn function_of(state: &Path, binding: &BindingStatus) -> u32 {
+    let page = state.join("bindings").join(binding.binding.id.to_string()).join("page");
+    until("the function's process", PATIENCE, async || {
+        let processes = process::naming(&page).into_iter();
+        processes.filter(|found| !found.command.starts_with(WATCHDOG)).map(|found| found.pid).next()
+    })
+    .await
+}
+
+/// What NVIDIA's container toolkit does: a CDI device for each GPU of the agent, with the driver's files, which are in `sim`.
+pub(super) async fn write_gpus(control: &Control, socket: &Path, sim: &Path) {
+    let status = control.status().await.unwrap_or_else(|error| panic!("{error:#}"));
+    let mount =
+        |from: &Path, to: &Path| json!({"hostPath": from, "containerPath": to, "options": ["rbind", "ro"]});
+    let file = |name: &str| mount(&sim.join(name), &driver_folder().join(name));
+    let edits = json!({
+        "env": [format!("SIMCUDA_SOCKET={}", socket.display())],
+        "mounts": [file("libcuda.so.1"), file("libnvidia-ml.so.1"), mount(socket, socket)],
+    });
+    let devices = status.gpus.iter().map(|gpu| json!({"name": gpu.gpu.id, "containerEdits": edits}));
+    let spec = json!({"cdiVersion": "0.6.0", "kind": GPU_KIND, "devices": devices.collect::<Vec<_>>()});
+    let path = Path::new(CDI).join("simulated.gpufn.dev-gpu.json");
+    let written = fs::write(&path, spec.to_string());
+    written.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
 
 /// Units that the scheduler sees on the node.
@@ -331,7 +346,7 @@ fn image() -> &'static Image {
 }
 
 /// Where a toolkit puts the driver: a folder that programs look in by themselves.
-fn driver_folder() -> PathBuf {
+pub(super) fn driver_folder() -> PathBuf {
     format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH).into()
 }
 

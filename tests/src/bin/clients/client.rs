@@ -7,8 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use tests::programs;
-
-use crate::install::{Cache, Environment};
+use tests::python::{Cache, Environment};
 
 /// A real CUDA program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -47,6 +46,26 @@ pub(crate) fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
 
+/// What runs on Python's own bindings to the driver.
+fn python() -> Environment {
+    environment("python", &[11, 12, 13])
+}
+
+fn pytorch() -> Environment {
+    environment("pytorch", &[10, 9, 8])
+}
+
+fn environment(name: &'static str, minors: &'static [u8]) -> Environment {
+    let requirements = sources().join(name).with_extension("txt");
+    Environment { name, minors, requirements, complete: false }
+}
+
+/// The environments that these clients need, each once.
+pub(crate) fn needed(clients: &[Client]) -> Vec<Environment> {
+    let needs = |environment: &Environment| clients.iter().any(|client| client.environment() == *environment);
+    [python(), pytorch()].into_iter().filter(needs).collect()
+}
+
 impl Client {
     pub(crate) const ALL: [Self; 9] = [
         Self::Cudarc,
@@ -63,8 +82,8 @@ impl Client {
     /// Where what it is made of is installed.
     pub(crate) fn environment(self) -> Environment {
         match self {
-            Self::Cudart | Self::Pytorch => Environment::Pytorch,
-            _ => Environment::Python,
+            Self::Cudart | Self::Pytorch => pytorch(),
+            _ => python(),
         }
     }
 
@@ -80,7 +99,7 @@ impl Client {
 
     /// Folders of libraries that it needs beside the driver.
     pub(crate) fn libraries(self, cache: &Cache) -> Vec<PathBuf> {
-        let nvrtc = || cache.packages(Environment::Python).map(|path| path.join("nvidia/cuda_nvrtc/lib"));
+        let nvrtc = || cache.packages(&python()).map(|path| path.join("nvidia/cuda_nvrtc/lib"));
         match self {
             Self::Cudarc | Self::Tinygrad => nvrtc().into_iter().collect(),
             _ => Vec::new(),
@@ -90,7 +109,7 @@ impl Client {
     /// The command that starts it, but for the environment of its binding; `scratch` is for what it writes.
     pub(crate) fn command(self, cache: &Cache, scratch: &Path) -> Result<Command> {
         let python = |script: &str| {
-            let mut command = Command::new(cache.python(self.environment()));
+            let mut command = Command::new(cache.python(&self.environment()));
             command.arg(sources().join(script));
             command
         };
@@ -134,7 +153,7 @@ fn compile(folder: &Path) -> Result<PathBuf> {
 
 /// NVIDIA's runtime 10.2, which comes with `PyTorch`.
 fn runtime(cache: &Cache) -> Result<PathBuf> {
-    let folder = cache.packages(Environment::Pytorch).context("PyTorch is not installed")?.join("torch/lib");
+    let folder = cache.packages(&pytorch()).context("PyTorch is not installed")?.join("torch/lib");
     let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
     let is_runtime = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -5,7 +5,6 @@
 //! what they got. It judges nothing but the bars.
 
 mod client;
-mod install;
 mod outcome;
 mod run;
 
@@ -16,9 +15,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use gpufn::figures::{Figures, Machine};
 use tests::command;
+use tests::python::Cache;
 
 use crate::client::Client;
-use crate::install::Cache;
 
 /// Run real CUDA clients under a share of a simulated GPU; build the workspace first, or call `make test-clients`.
 #[derive(Debug, Parser)]
@@ -46,8 +45,10 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<bool> {
     let wanted = if cli.clients.is_empty() { Client::ALL.to_vec() } else { cli.clients.clone() };
     let cache = Cache::open(&cli.cache)?;
-    for environment in install::needed(&wanted) {
-        cache.install(environment).with_context(|| format!("the clients' environment {environment}"))?;
+    for environment in client::needed(&wanted) {
+        cache
+            .install(&environment)
+            .with_context(|| format!("the clients' environment {}", environment.name))?;
     }
     if cli.install {
         return Ok(true);

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use ::tests::delivery::{Stretch, settle};
 use ::tests::node::Node;
 use ::tests::process::Process;
+use ::tests::python::Cache;
 use anyhow::{Context, Result, bail, ensure};
 use gpu_share::units::Bytes;
 use serde_json::Value;
 
 use crate::client::Client;
-use crate::install::Cache;
 use crate::outcome::{Delivered, Numbers, Outcome, QUOTA, TOLERANCE};
 
 /// The memory limit; clients ask for twice as much.

@@ -15,6 +15,7 @@ use tests::cluster::control::Request;
 use tests::cluster::host::{Cluster, Record};
 use tests::cluster::remains::{self, Look};
 use tests::cluster::{init, node};
+use tests::helm::Helm;
 use tests::{command, go, process};
 
 /// A real Kubernetes of one node, in namespaces of its own. Needs root, and Go to build it once.
@@ -27,7 +28,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Build what a cluster and the device manager are made of, where it is not there yet.
+    /// Build what a cluster and the device manager are made of, and install Helm, where they are not there yet.
     Build,
     /// Boot a cluster that stays until `down`.
     Up(Folder),
@@ -121,6 +122,7 @@ fn build() -> Result<ExitCode> {
     for program in go::Program::ALL {
         println!("{}", go::built(program)?.display());
     }
+    Helm::installed();
     Ok(ExitCode::SUCCESS)
 }
 

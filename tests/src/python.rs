@@ -1,93 +1,65 @@
-//! Installs what the clients are made of, from the package index that `pip` is configured for, into folders that are kept.
+//! Python environments with packages of fixed versions, from the package index that `pip` is configured for, in folders that
+//! are kept.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::client::{Client, sources};
-
 /// The mark of an environment that was installed to its end: the requirements it was made of.
 const MARK: &str = "installed.txt";
 /// How often an installation is tried: an index may fail for a moment.
 const ATTEMPTS: usize = 3;
 
-/// A Python environment with packages of fixed versions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Environment {
-    Python,
-    Pytorch,
-}
-
-impl fmt::Display for Environment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl Environment {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Python => "python",
-            Self::Pytorch => "pytorch",
-        }
-    }
-
+/// What an environment is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Environment {
+    /// Its folder's name.
+    pub name: &'static str,
     /// Minor versions of Python 3 for which its packages exist, the preferred first.
-    fn minors(self) -> &'static [u8] {
-        match self {
-            Self::Python => &[11, 12, 13],
-            Self::Pytorch => &[10, 9, 8],
-        }
-    }
-
-    fn requirements(self) -> PathBuf {
-        sources().join(self.name()).with_extension("txt")
-    }
-}
-
-/// The environments that these clients need, each once.
-pub(crate) fn needed(clients: &[Client]) -> Vec<Environment> {
-    let needs = |environment: &Environment| clients.iter().any(|client| client.environment() == *environment);
-    [Environment::Python, Environment::Pytorch].into_iter().filter(needs).collect()
+    pub minors: &'static [u8],
+    /// File of its packages and their versions.
+    pub requirements: PathBuf,
+    /// Whether the file names all that is to be installed, so that nothing else is.
+    pub complete: bool,
 }
 
 /// The folder that holds the environments.
 #[derive(Debug)]
-pub(crate) struct Cache {
+pub struct Cache {
     folder: PathBuf,
 }
 
 impl Cache {
-    pub(crate) fn open(folder: &Path) -> Result<Self> {
+    /// Makes the folder, if it is not there.
+    pub fn open(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         Ok(Self { folder: fs::canonicalize(folder)? })
     }
 
     /// The interpreter of an environment.
-    pub(crate) fn python(&self, environment: Environment) -> PathBuf {
-        self.folder.join(environment.name()).join("bin/python")
+    pub fn python(&self, environment: &Environment) -> PathBuf {
+        self.folder.join(environment.name).join("bin/python")
     }
 
     /// The folder of an environment's packages.
-    pub(crate) fn packages(&self, environment: Environment) -> Option<PathBuf> {
-        let entries = fs::read_dir(self.folder.join(environment.name()).join("lib")).ok()?;
+    pub fn packages(&self, environment: &Environment) -> Option<PathBuf> {
+        let entries = fs::read_dir(self.folder.join(environment.name).join("lib")).ok()?;
         let mut packages = entries.flatten().map(|entry| entry.path().join("site-packages"));
         packages.find(|path| path.is_dir())
     }
 
     /// Installs an environment, unless it is there.
-    pub(crate) fn install(&self, environment: Environment) -> Result<()> {
-        let requirements = environment.requirements();
-        let wanted = fs::read_to_string(&requirements).with_context(|| requirements.display().to_string())?;
-        let folder = self.folder.join(environment.name());
+    pub fn install(&self, environment: &Environment) -> Result<()> {
+        let requirements = &environment.requirements;
+        let wanted = fs::read_to_string(requirements).with_context(|| requirements.display().to_string())?;
+        let folder = self.folder.join(environment.name);
         if fs::read_to_string(folder.join(MARK)).is_ok_and(|installed| installed == wanted) {
             return Ok(());
         }
-        let python = find_python(environment.minors())?;
+        let python = find_python(environment.minors)?;
         println!("installing {} with {}", requirements.display(), python.display());
         if folder.exists() {
             fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -100,7 +72,8 @@ impl Cache {
         for attempt in 1.. {
             let mut pip = Command::new(self.python(environment));
             pip.args(["-m", "pip", "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check"]);
-            if succeeds(pip.arg("--requirement").arg(&requirements))? {
+            pip.args(environment.complete.then_some("--no-deps"));
+            if succeeds(pip.arg("--requirement").arg(requirements))? {
                 break;
             }
             ensure!(attempt < ATTEMPTS, "pip failed {ATTEMPTS} times");
