@@ -30,7 +30,7 @@ endef
 .DEFAULT_GOAL := help
 .PHONY: help build demo bench bench-plugin build-node bench-watchdog build-watchdog-static watchdog-image-root node-image-root bench-hook gpu-proof figures \
 	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile figures-policies \
-	figures-sim-validation figures-planner bench-sim test-charts test-kubelet test lint deny clean-state
+	figures-sim-validation figures-planner bench-sim test-charts test-templates test-kubelet test lint deny clean-state
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -136,6 +136,10 @@ test-clients: ## real CUDA programs under a share of a simulated GPU; installs t
 
 test-charts: ## the charts, rendered for each version of Kubernetes; installs Helm once in target/charts (RENEW=1: what is rendered is right)
 	$(CARGO) test --locked --package tests --test charts -- --include-ignored
+
+test-templates: ## the templates of functions, as faas-cli lays them out, under `gpufn up`; needs Python
+	$(CARGO) build --locked --workspace
+	$(CARGO) test --locked --package tests --test templates -- --include-ignored
 
 test-kubelet: ## the device plugin beside the kubelet's own device manager, which Go builds once; needs Go
 	$(CARGO) build --locked --workspace
