@@ -131,7 +131,7 @@ fn function(folder: &TempDir) -> Function {
     let function =
         Function::echo("function").set("image", json!(format!("file://{}", folder.path().display())));
     let function = function.label("gpufn.dev/enabled", "true").annotation("gpufn.dev/model", "resnet50");
-    function.sm(50).quota(20, 50).memory("2Gi").replicas(1, 1)
+    function.sm(50).quota(20, 50).memory("2Gi").policy("off").replicas(1, 2)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,6 +152,12 @@ async fn a_python_function_sees_its_share_and_answers_with_what_its_handler_retu
     let expected =
         json!({"memory": 2_u64 << 30, "method": "POST", "path": "/a b", "query": {"x": "2", "y": ""}});
     assert_eq!(said, expected);
+
+    gateway.scale("function", 2).await;
+    until("another replica, at a port of its own", PATIENCE, async || {
+        (gateway.overview().await.function("function")?.serving().count() == 2).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

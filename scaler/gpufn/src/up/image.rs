@@ -41,6 +41,10 @@ fn read_folder(image: &str, folder: PathBuf, env_process: &str) -> Result<Progra
     let text = std::fs::read_to_string(folder.join("Dockerfile")).unwrap_or_default();
     let mut env = dockerfile_env(&text);
     let own = env.remove("fprocess").or_else(|| env.remove("function_process"));
+    // Its function listens where it is told to, so each replica can be told another port.
+    if env.remove("listens_on").as_deref() == Some("upstream_url") {
+        env.remove("upstream_url");
+    }
     let process = Some(env_process.to_string()).filter(|process| !process.is_empty()).or(own);
     let process = process.ok_or_else(|| {
         Invalid::new(
@@ -242,6 +246,19 @@ mod tests {
             .unwrap();
         let program = read(&image, "").unwrap();
         assert_eq!((program.process.as_str(), program.folder.as_path()), ("python3 index.py", folder.path()));
+    }
+
+    #[test]
+    fn a_function_that_listens_where_it_is_told_to_has_no_port_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = format!("file://{}", folder.path().display());
+        let fixed = "FROM x\nENV fprocess=f upstream_url=http://127.0.0.1:5000\n";
+        for (dockerfile, port) in
+            [(fixed.to_string(), true), (format!("{fixed}ENV listens_on=upstream_url\n"), false)]
+        {
+            std::fs::write(folder.path().join("Dockerfile"), dockerfile).unwrap();
+            assert_eq!(read(&image, "").unwrap().env.contains_key("upstream_url"), port);
+        }
     }
 
     proptest::proptest! {
