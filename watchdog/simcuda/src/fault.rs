@@ -66,6 +66,8 @@ pub struct Events {
     pub hung: bool,
     /// The events, oldest first.
     pub events: Vec<XidEvent>,
+    /// GPUs that are off the bus.
+    pub lost: Vec<usize>,
 }
 
 /// What one GPU has.
@@ -136,7 +138,8 @@ impl Faults {
     /// Events after number `after`, as far as they are remembered.
     pub fn after(&self, after: u64) -> Events {
         let events = self.events.iter().filter(|event| event.number > after).copied().collect();
-        Events { hung: self.hung, events }
+        let lost = self.gpus.iter().enumerate().filter(|(_, gpu)| gpu.lost).map(|(index, _)| index).collect();
+        Events { hung: self.hung, events, lost }
     }
 
     fn gpu(&mut self, gpu: usize) -> Result<&mut Condition, String> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::query::{events, stats};
 use super::{FIRST_DEVICE, NvmlError, Result, gpu};
 use crate::driver::{Handle, Out};
+use crate::fault::Events;
 
 /// `nvmlEventTypeXidCriticalError`, the only kind that is simulated.
 pub(super) const XID: u64 = 8;
@@ -77,7 +78,7 @@ pub(super) fn wait(handle: Handle, out: Out<EventData>, milliseconds: u32) -> Re
     loop {
         let set = sets().open.get(&handle).cloned().ok_or(NvmlError::INVALID_ARGUMENT)?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let heard = events(set.heard, left.min(QUESTION))?;
+        let Events { events: heard, lost, .. } = events(set.heard, left.min(QUESTION))?;
         if let Some(event) = heard.iter().find(|event| set.gpus.contains(&event.gpu)) {
             if let Some(set) = sets().open.get_mut(&handle) {
                 set.heard = event.number;
@@ -88,10 +89,11 @@ pub(super) fn wait(handle: Handle, out: Out<EventData>, milliseconds: u32) -> Re
                 EventData { device, kind: XID, xid: event.xid, gpu_instance: none, compute_instance: none };
             return Ok(out.set(data)?);
         }
-        if stats()?.gpus.iter().any(|gpu| gpu.lost && set.gpus.contains(&(gpu.device.index as usize))) {
+        if lost.iter().any(|gpu| set.gpus.contains(gpu)) {
             return Err(NvmlError::GPU_IS_LOST);
         }
-        if Instant::now() >= deadline {
+        // A wait that the daemon ended may be some microseconds short of what was asked for.
+        if left <= QUESTION && heard.is_empty() || Instant::now() >= deadline {
             return Err(NvmlError::TIMEOUT);
         }
         if let (Some(last), Some(set)) = (heard.last(), sets().open.get_mut(&handle)) {

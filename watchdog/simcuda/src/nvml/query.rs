@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::NvmlError;
-use crate::fault::{Events, XidEvent};
+use crate::fault::Events;
 use crate::socket::send_all;
 use crate::stats::{REQUEST, Stats};
 
@@ -28,10 +28,10 @@ pub(super) fn reach() -> Result<(), NvmlError> {
     reached.map(|_| ()).map_err(|_| NvmlError::DRIVER_NOT_LOADED)
 }
 
-/// Events after number `after`, waited for at most `wait`.
-pub(super) fn events(after: u64, wait: Duration) -> Result<Vec<XidEvent>, NvmlError> {
+/// Events after number `after`, waited for at most `wait`, and which GPUs are lost.
+pub(super) fn events(after: u64, wait: Duration) -> Result<Events, NvmlError> {
     let request = format!("{{\"request\":\"events\",\"after\":{after},\"wait_ms\":{}}}\n", wait.as_millis());
-    unhung(|| ask::<Events>(&request, wait), |events| events.hung).map(|events| events.events)
+    unhung(|| ask::<Events>(&request, wait), |events| events.hung)
 }
 
 fn unhung<T>(ask: impl Fn() -> io::Result<T>, is_hung: impl Fn(&T) -> bool) -> Result<T, NvmlError> {
