@@ -225,14 +225,6 @@ impl Arbiter {
         candidate.into_iter().chain([self.stage_end(hold)]).min().filter(|at| at.0 < u64::MAX)
     }
 
-    /// For how long the binding has held the right without a report of what it used.
-    pub fn held(&self, id: &BindingId, now: Nanos) -> Nanos {
-        self.hold
-            .as_ref()
-            .filter(|hold| hold.binding == *id)
-            .map_or(Nanos::ZERO, |hold| now.since(hold.began))
-    }
-
     /// Whether the process has a right that it has not given back, revoked or not.
     pub fn holds(&self, process: ProcessId) -> bool {
         self.hold.as_ref().is_some_and(|hold| hold.process == process)

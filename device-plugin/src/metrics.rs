@@ -279,7 +279,7 @@ mod tests {
         let bind = Bind { owner: Owner::default(), share: Share::whole_gpu(Bytes::gib(1)) };
         node.bind("b-1".to_string().try_into().unwrap(), bind, Nanos::ZERO).unwrap();
         Observation {
-            status: node.status("0", 1, Nanos::ZERO),
+            status: node.status("0", 1),
             tallies: BTreeMap::from([(GpuId("GPU-1".into()), crate::arbiter::Tally::default())]),
         }
     }

@@ -101,10 +101,8 @@ struct Process {
 /// What is counted for a binding.
 #[derive(Clone, Debug, Default)]
 struct Account {
-    /// Charged at the ends of holds.
+    /// Charged at the ends of holds: before, nobody knows what one uses.
     used: Nanos,
-    /// The largest figure shown: a hold's length is shown while it lasts, and may turn out to be more than was used.
-    shown: Nanos,
     throttled: Nanos,
     launches: u64,
     unknown: u64,
@@ -163,7 +161,7 @@ impl Node {
     pub fn restore(&mut self, binding: &Binding, counters: Counters, now: Nanos) -> Result<(), Refusal> {
         self.ledger.restore(binding.clone())?;
         let (used, throttled) = (counters.used, counters.throttled);
-        self.join(binding, Account { used, shown: used, throttled, ..Account::default() }, now);
+        self.join(binding, Account { used, throttled, ..Account::default() }, now);
         Ok(())
     }
 
@@ -357,23 +355,23 @@ impl Node {
         self.rows.values().filter_map(|row| row.deadline(now)).min()
     }
 
-    /// What is counted for a binding so far. A hold that goes on counts as if it were busy.
-    pub fn counters(&mut self, id: &BindingId, now: Nanos) -> Counters {
-        let (memory, held) = (self.memory(id), self.row_of(id).map_or(Nanos::ZERO, |row| row.held(id, now)));
-        let Some(account) = self.accounts.get_mut(id) else { return Counters::default() };
-        account.shown = account.shown.max(account.used + held);
-        Counters { used: account.shown, throttled: account.throttled, memory }
+    /// What is counted for a binding up to its last hold that ended, which is at most [`Rules::longest_hold`] and a kernel
+    /// ago. The length of a hold that goes on is no part of it: a process that was held up used less, and counters
+    /// that never fall would stand still until real use made up for it.
+    pub fn counters(&self, id: &BindingId) -> Counters {
+        let Some(account) = self.accounts.get(id) else { return Counters::default() };
+        Counters { used: account.used, throttled: account.throttled, memory: self.memory(id) }
     }
 
     /// The whole node, for whoever asks.
-    pub fn status(&mut self, version: &str, pid: u32, now: Nanos) -> NodeStatus {
+    pub fn status(&self, version: &str, pid: u32) -> NodeStatus {
         let mut gpus: Vec<_> = self.ledger.gpus().cloned().collect();
         gpus.sort_by_key(|gpu| gpu.index);
         let gpus = gpus.into_iter().map(|gpu| GpuStatus {
             health: self.health(&gpu.id),
             free_units: self.ledger.free_units(&gpu, self.units),
             largest_fit: self.ledger.largest_fit(&gpu, self.units),
-            bindings: self.bindings_status(&gpu.id, now),
+            bindings: self.bindings_status(&gpu.id),
             gpu,
         });
         let gpus = gpus.collect();
@@ -407,10 +405,9 @@ impl Node {
         tallies
     }
 
-    fn bindings_status(&mut self, gpu: &GpuId, now: Nanos) -> Vec<BindingStatus> {
-        let bindings: Vec<_> = self.ledger.bindings_on(gpu).cloned().collect();
-        let status = bindings.into_iter().map(|binding| {
-            let Counters { used, throttled, memory } = self.counters(&binding.id, now);
+    fn bindings_status(&self, gpu: &GpuId) -> Vec<BindingStatus> {
+        let status = self.ledger.bindings_on(gpu).cloned().map(|binding| {
+            let Counters { used, throttled, memory } = self.counters(&binding.id);
             let processes = self.processes_of(&binding.id).map(|(_, process)| process.pid).collect();
             let account = self.accounts.get(&binding.id);
             let (launches, unknown, faults) =

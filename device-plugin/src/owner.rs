@@ -139,7 +139,7 @@ impl Owner {
         loop {
             let now = self.clock.now();
             if now >= next_beat {
-                self.beat(now);
+                self.beat();
                 next_beat = now + BEAT;
             }
             let deadline = self.node.deadline(now).unwrap_or(next_beat).min(next_beat);
@@ -214,8 +214,7 @@ impl Owner {
                 let _ = reply.send(result.map_err(ControlError::from));
             }
             Message::Observe(reply) => {
-                let status =
-                    self.node.status(env!("CARGO_PKG_VERSION"), std::process::id(), self.clock.now());
+                let status = self.node.status(env!("CARGO_PKG_VERSION"), std::process::id());
                 let status = NodeStatus { blind: self.blind.clone(), ..status };
                 let _ = reply.send(Ok(Observation { status, tallies: self.node.tallies() }));
             }
@@ -508,11 +507,11 @@ impl Owner {
         !self.is_unsaved && self.node.ledger().bindings().next().is_none()
     }
 
-    fn beat(&mut self, now: Nanos) {
+    fn beat(&mut self) {
         self.save_the_rest();
         let ids: Vec<_> = self.node.ledger().bindings().map(|binding| binding.id.clone()).collect();
         for id in ids {
-            let counters = self.node.counters(&id, now);
+            let counters = self.node.counters(&id);
             // The beat is on the clock that others can read too.
             self.pages.beat(&id, &counters, monotonic());
         }

@@ -113,10 +113,7 @@ mod tests {
         node.bind(id, Bind { owner, share }, Nanos::ZERO).unwrap();
         node.set_health(&GpuId("GPU-1".into()), Health::Unhealthy { why: "Xid 79: fell off the bus".into() })
             .unwrap();
-        let status = NodeStatus {
-            blind: Some("nvmlInit has not returned".into()),
-            ..node.status("0", 1, Nanos::ZERO)
-        };
+        let status = NodeStatus { blind: Some("nvmlInit has not returned".into()), ..node.status("0", 1) };
         let expected = "\
 GPUs can't be asked: nvmlInit has not returned. Their health is what was known last.
 GPU 0 GPU-0 simulated: healthy

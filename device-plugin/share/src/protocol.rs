@@ -260,7 +260,7 @@ pub struct GpuStatus {
 pub struct BindingStatus {
     /// The binding.
     pub binding: Binding,
-    /// GPU time used so far.
+    /// GPU time used, up to the end of its last hold.
     pub used: Nanos,
     /// Time waited for the right to run so far.
     pub throttled: Nanos,

@@ -50,7 +50,7 @@ fn a_right_is_an_odd_word_and_its_end_an_even_one() {
         node.give_back(ProcessId(1), &report, now),
         [Effect::Right { binding: id("a"), slot, right: 2 }]
     );
-    let status = node.status("0", 1, now);
+    let status = node.status("0", 1);
     let binding = &status.gpus[0].bindings[0];
     assert_eq!((binding.used, binding.throttled, binding.launches, binding.unknown), (MS, MS, 3, 2));
     assert_eq!(binding.processes, [7]);
@@ -108,19 +108,28 @@ fn memory_is_one_account_of_all_processes() {
     assert!(!node.reserve(ProcessId(1), Bytes(u64::MAX)).unwrap().granted);
     node.free(ProcessId(1), Bytes(u64::MAX));
     node.gone(ProcessId(2), MS);
-    assert_eq!(node.counters(&id("a"), MS).memory, Bytes::ZERO);
+    assert_eq!(node.counters(&id("a")).memory, Bytes::ZERO);
     assert_eq!(node.reserve(ProcessId(2), Bytes(1)), None);
 }
 
 #[test]
-fn a_hold_that_goes_on_is_counted_and_counts_never_fall() {
+fn what_a_hold_used_is_counted_when_it_ends_and_not_how_long_it_was() {
     let mut node = with(node(), "a", 50);
     node.attach(ProcessId(1), &id("a"), 1, Bytes::ZERO).unwrap();
     node.want(ProcessId(1), Nanos::ZERO);
+    // The machine held the process up: of a second it used a millisecond.
     let second = Nanos::from_secs(1);
-    assert_eq!(node.counters(&id("a"), second).used, second);
+    assert_eq!(node.counters(&id("a")).used, Nanos::ZERO);
     node.give_back(ProcessId(1), &Report { right: 1, used: MS, ..Report::default() }, second);
-    assert_eq!(node.counters(&id("a"), second).used, second);
+    assert_eq!(node.counters(&id("a")).used, MS);
+    // From then on each hold's use is seen.
+    for hold in 1_u32..=10 {
+        let began = second + Nanos::from_millis(10 * u64::from(hold));
+        node.want(ProcessId(1), began);
+        let report = Report { right: 1 + 2 * hold, used: MS, ..Report::default() };
+        node.give_back(ProcessId(1), &report, began + MS + MS);
+        assert_eq!(node.counters(&id("a")).used, Nanos::from_millis(1 + u64::from(hold)));
+    }
 }
 
 #[test]
