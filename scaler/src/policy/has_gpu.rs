@@ -265,12 +265,15 @@ fn steps(most: u8) -> impl Iterator<Item = u8> {
     (1..=most / STEP).map(|step| step * STEP)
 }
 
-/// Latencies that the published table has: ResNet-50 and BERT on 30 and 50 % of the SMs, with holes. The other models'
-/// names match neither the table nor the predictor's files.
+/// Latencies that the published table has: ResNet-50 and BERT on 30 and 50 % of the SMs, with holes, and `ConvNeXt` on 30 %.
+/// The last is commented out in the code as published, but the published runs went by it: a quota of 30 % while the
+/// filtered rate is below 0.9 · 15.5/s, and the whole one from then on, since on so few SMs more makes it no faster. The
+/// other models' names match neither the table nor the predictor's files.
 fn in_table(model: &str, sm: SmShare, quota: u8) -> bool {
     let sm = sm.percent();
     match model {
         "resnet50" => (sm == 30 || sm == 50) && quota != 60 && quota != 80,
+        "convnext_large" => sm == 30 && quota != 60,
         "bert-qa" => sm == 30 || (sm == 50 && quota != 60 && quota != 80),
         _ => false,
     }

@@ -59,7 +59,10 @@ fn view(model: &str, arrivals: u64, replicas: Vec<ReplicaView>) -> FunctionView 
 
 /// Actions at each of 40 looks at the same pods under a steady rate, which the filter comes to know.
 fn looks(faults: Faults, gpus: u32, rate: u64, model: &str, pods: &[ReplicaView]) -> Vec<Vec<Action>> {
-    let mut policy = HasGpu::new(faults, gpus, latency());
+    looks_of(HasGpu::new(faults, gpus, latency()), rate, model, pods)
+}
+
+fn looks_of(mut policy: HasGpu, rate: u64, model: &str, pods: &[ReplicaView]) -> Vec<Vec<Action>> {
     let mut look = |number: u64| {
         let decisions = policy.decide(Nanos::from_secs(2 * number), &[view(model, 2 * rate, pods.to_vec())]);
         decisions.into_iter().map(|decision| decision.action).collect()
@@ -92,13 +95,26 @@ fn a_published_quota_never_stops_at_a_hole_of_the_table() {
 
 #[test]
 fn a_model_that_is_not_in_the_published_table_goes_to_the_whole_quota_and_stays_there() {
-    assert_eq!(
-        grants(&actions(Faults::ALL, 4, 5, "convnext_large", &[pod("p", 0, (30, 30))])),
-        [Quota::WHOLE]
-    );
-    assert_eq!(actions(Faults::ALL, 4, 1, "convnext_large", &[pod("p", 0, (30, 100))]), []);
-    let mended = looks(Faults::NONE, 4, 1, "convnext_large", &[pod("p", 0, (30, 100))]).concat();
+    let model = "mobilenet_v3_large";
+    assert_eq!(grants(&actions(Faults::ALL, 4, 5, model, &[pod("p", 0, (30, 30))])), [Quota::WHOLE]);
+    assert_eq!(actions(Faults::ALL, 4, 1, model, &[pod("p", 0, (30, 100))]), []);
+    let mended = looks(Faults::NONE, 4, 1, model, &[pod("p", 0, (30, 100))]).concat();
     assert!(grants(&mended).iter().any(|&quota| quota < percent(30)), "{mended:?}");
+}
+
+#[test]
+fn a_quota_that_makes_nothing_faster_goes_to_the_whole_in_one_step_as_in_the_published_runs_of_convnext() {
+    // As measured on 30 % of the SMs: the gate is no limit from a quota of 30 % on.
+    let measured = |quota: Quota| if quota < percent(30) { 142.4 } else { 89.4 };
+    let latency: LatencyOf =
+        Arc::new(move |_, _, _, quota| Some(Nanos::from_secs_f64(measured(quota) / 1e3)));
+    let at = |rate| {
+        let policy = HasGpu::new(Faults::ALL, 4, latency.clone());
+        grants(&looks_of(policy, rate, "convnext_large", &[pod("p", 0, (30, 30))]).pop().unwrap())
+    };
+    // Six more than measured are expected, and 0.9 · 15.7 borne.
+    assert_eq!(at(5), []);
+    assert_eq!(at(10), [Quota::WHOLE]);
 }
 
 #[test]
