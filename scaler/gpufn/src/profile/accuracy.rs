@@ -19,6 +19,7 @@ use rand::{Rng as _, SeedableRng as _};
 use scaler::profile::description::{self, Description};
 use scaler::profile::design::Terms;
 use scaler::profile::grid::{self, BATCHES, CELLS, Cell, Measured, QUOTAS, SMS};
+use scaler::profile::predicted;
 use scaler::profile::prior::{Example, Prior};
 use scaler::profile::trial::{Outcome, Trial, hidden_cells};
 
@@ -82,7 +83,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         shipped.into_iter().filter(|model| tested.iter().all(|tested| tested.model != model.model)).collect();
     let tested = examples(&tested, &descriptions)?;
     let others = examples(&others, &descriptions)?;
-    let found = Found::of(&tested, &others, args.repeats)?;
+    let found = Found::of(&tested, &others, &args)?;
     let figures = Figures { name: "profile", figures: found.figures(&args), machine: Machine::here("none") };
     let file = figures.write(&args.figures)?;
     println!("{}\n{}", found.by_model(), figures.table());
@@ -123,6 +124,8 @@ enum Job {
     Sibling(usize),
     /// The hidden cells of all models.
     Hidden,
+    /// The intervals of models that nobody ran, from the models that are shipped.
+    Factors,
 }
 
 /// What was found.
@@ -132,17 +135,22 @@ struct Found {
     unseen: Vec<Vec<Outcome>>,
     siblings: Vec<Outcome>,
     hidden: Vec<(String, f64)>,
+    /// Factors of intervals as `gpufn profile --onnx` has them, and as they should be; none where other models are tried.
+    factors: Option<[(f64, f64); 2]>,
     nanoseconds: f64,
     learnt_from: usize,
 }
 
 impl Found {
-    fn of(tested: &[Example<'_>], others: &[Example<'_>], repeats: u64) -> anyhow::Result<Self> {
-        let folds = (0..repeats).flat_map(|repeat| (0..FOLDS).map(move |part| Job::Fold { repeat, part }));
+    fn of(tested: &[Example<'_>], others: &[Example<'_>], args: &Args) -> anyhow::Result<Self> {
+        let folds =
+            (0..args.repeats).flat_map(|repeat| (0..FOLDS).map(move |part| Job::Fold { repeat, part }));
         let siblings =
             tested.iter().enumerate().filter(|(_, e)| SIBLINGS.contains(&e.measured.model.as_str()));
-        let jobs: Vec<_> =
-            siblings.map(|(index, _)| Job::Sibling(index)).chain([Job::Hidden]).chain(folds).collect();
+        // What is kept is of the shipped models.
+        let factors = args.data.is_none().then_some(Job::Factors);
+        let single = siblings.map(|(index, _)| Job::Sibling(index)).chain([Job::Hidden]).chain(factors);
+        let jobs: Vec<_> = single.chain(folds).collect();
         let (next, found) = (AtomicUsize::new(0), Mutex::new(Ok(Self::default())));
         let progress = bar(jobs.len());
         let work = || {
@@ -176,6 +184,7 @@ impl Found {
         self.unseen.extend(done.unseen);
         self.siblings.extend(done.siblings);
         self.hidden.extend(done.hidden);
+        self.factors = self.factors.or(done.factors);
     }
 
     fn figures(&self, args: &Args) -> Vec<Figure> {
@@ -224,6 +233,18 @@ impl Found {
         if !self.siblings.is_empty() {
             figures.push(sibling);
         }
+        figures.extend(self.factors.iter().flatten().zip(["kin", "strangers"]).map(|(factor, of)| {
+            let &(kept, needed) = factor;
+            let how =
+                format!("{kept} in `gpufn profile --onnx`, {needed:.3} by rehearsals of {models} models");
+            Figure::new(
+                format!("interval-factor-{of}-off"),
+                (needed - kept).abs(),
+                "",
+                Bar::AtMost(0.01),
+                how,
+            )
+        }));
         figures
     }
 
@@ -285,6 +306,7 @@ fn do_job(job: Job, tested: &[Example<'_>], others: &[Example<'_>]) -> Result<Fo
             hidden.truncate(tested.len());
             Ok(Found { hidden, ..Found::default() })
         }
+        Job::Factors => Ok(Found { factors: Some(predicted::factors(tested)?), ..Found::default() }),
     }
 }
 
