@@ -230,9 +230,7 @@ async fn carry_out(
         }
         Action::Stop { replica } => {
             if let Some((function, replica)) = replicas.get(&replica) {
-                // It first: of too many, the newest would go.
-                replica.drain.cancel();
-                platform.set_wanted(function, function.wanted().saturating_sub(1), &reason);
+                platform.stop(function, replica, &reason);
             }
         }
         // Policies that keep their own books of GPUs are for comparison: on this node the ledger does.

@@ -1,6 +1,6 @@
 //! One function: its deployment, its replicas, its counters, and the requests that wait for a replica.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use gpu_share::units::Nanos;
@@ -27,7 +27,9 @@ pub(crate) struct Function {
     /// `name.namespace`, as in metric labels.
     pub(crate) label: String,
     spec: RwLock<Arc<Spec>>,
-    wanted: AtomicU32,
+    /// Held also by whoever holds it against the replicas: which of them drain and how many there should be change in one
+    /// step.
+    wanted: Mutex<u32>,
     replicas: RwLock<Vec<Arc<Replica>>>,
     pub(crate) counters: Counters,
     traffic: Mutex<Traffic>,
@@ -82,7 +84,7 @@ impl Function {
             label: spec.id.to_string(),
             id: spec.id.clone(),
             spec: RwLock::new(Arc::new(spec)),
-            wanted: AtomicU32::new(wanted),
+            wanted: Mutex::new(wanted),
             replicas: RwLock::default(),
             counters,
             traffic: Mutex::default(),
@@ -102,12 +104,12 @@ impl Function {
 
     /// Another deployment; replicas of the one before are replaced.
     pub(crate) fn update(&self, spec: Spec) {
-        let wanted = self.wanted();
-        if wanted > 0 {
-            self.wanted.store(wanted.clamp(spec.first_replicas(), spec.replicas.max), SeqCst);
+        let mut wanted = self.lock_wanted();
+        if *wanted > 0 {
+            *wanted = (*wanted).clamp(spec.first_replicas(), spec.replicas.max);
         }
         // The new generation's first replicas are the deployment's own, no cold starts.
-        let first = self.counters.started.load(Relaxed) + u64::from(self.wanted());
+        let first = self.counters.started.load(Relaxed) + u64::from(*wanted);
         self.counters.initial.store(first, Relaxed);
         *self.spec.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(spec);
         *self.health() = Health::default();
@@ -115,27 +117,50 @@ impl Function {
     }
 
     pub(crate) fn wanted(&self) -> u32 {
-        self.wanted.load(SeqCst)
+        *self.lock_wanted()
+    }
+
+    /// The wanted number of replicas, which stays, and no replica is stopped, while this is held.
+    pub(crate) fn lock_wanted(&self) -> MutexGuard<'_, u32> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the wanted number of replicas; returns the one before if it is another.
     pub(crate) fn want(&self, replicas: u32) -> Option<u32> {
-        let before = self.wanted.swap(replicas, SeqCst);
+        self.change_wanted(&mut self.lock_wanted(), replicas)
+    }
+
+    /// From zero to as many replicas as it starts with; returns that number if it was zero.
+    pub(crate) fn want_some(&self) -> Option<u32> {
+        let first = self.spec().first_replicas();
+        let mut wanted = self.lock_wanted();
+        if *wanted > 0 {
+            return None;
+        }
+        self.change_wanted(&mut wanted, first);
+        Some(first)
+    }
+
+    /// Tells a replica to finish what it has and end, and wants one fewer; returns the number before, if it is another.
+    ///
+    /// One step: who looked in between would start another in its place, or drain the newest as well. One that drains
+    /// already, or is of an earlier deployment, is not among those that are wanted.
+    pub(crate) fn stop(&self, replica: &Replica) -> Option<u32> {
+        let mut wanted = self.lock_wanted();
+        let counts = !replica.drain.is_cancelled() && replica.generation == self.spec().generation;
+        replica.drain.cancel();
+        let fewer = wanted.saturating_sub(u32::from(counts));
+        self.change_wanted(&mut wanted, fewer)
+    }
+
+    fn change_wanted(&self, wanted: &mut u32, replicas: u32) -> Option<u32> {
+        let before = core::mem::replace(wanted, replicas);
         if before == replicas {
             return None;
         }
         self.counters.horizontal.fetch_add(1, Relaxed);
         self.reconcile.notify_one();
         Some(before)
-    }
-
-    /// From zero to as many replicas as it starts with; returns that number if it was zero.
-    pub(crate) fn want_some(&self) -> Option<u32> {
-        let first = self.spec().first_replicas();
-        self.wanted.compare_exchange(0, first, SeqCst, SeqCst).ok()?;
-        self.counters.horizontal.fetch_add(1, Relaxed);
-        self.reconcile.notify_one();
-        Some(first)
     }
 
     /// Its replicas, oldest first.
@@ -227,7 +252,47 @@ impl Health {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::atomic::AtomicBool;
+    use std::task::{Context, Wake};
+
     use super::*;
+    use crate::up::fakes::World;
+
+    /// Notes at the moment at which a replica is told to drain whether the wanted number can be looked at.
+    struct Look {
+        function: Arc<Function>,
+        could: AtomicBool,
+    }
+
+    impl Wake for Look {
+        fn wake(self: Arc<Self>) {
+            self.could.store(self.function.wanted.try_lock().is_ok(), Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_looks_between_the_end_of_a_replica_and_one_fewer_that_is_wanted() {
+        let world = World::start().await;
+        world.deploy("f", "").await;
+        // The same function once more, which nobody keeps.
+        let spec = (*world.function("f").spec()).clone();
+        let generation = spec.generation;
+        let function = Arc::new(Function::new(spec, 2, Arc::new(LogBook::new(None))));
+        let replica = Replica::new("i", generation, Nanos::ZERO);
+        let look = Arc::new(Look { function: function.clone(), could: AtomicBool::new(true) });
+        let waker = look.clone().into();
+        let drained = pin!(replica.drain.cancelled());
+        assert!(drained.poll(&mut Context::from_waker(&waker)).is_pending());
+        assert_eq!(function.stop(&replica), Some(2));
+        assert!(!look.could.load(Relaxed), "a look would have found two wanted and one less there");
+        assert_eq!(function.wanted(), 1);
+        assert_eq!(function.stop(&replica), None, "it drains already");
+        let outdated = Replica::new("old", generation - 1, Nanos::ZERO);
+        assert_eq!(function.stop(&outdated), None, "it is not among those that are wanted");
+        assert!(outdated.drain.is_cancelled());
+        assert_eq!(function.wanted(), 1);
+    }
 
     #[test]
     fn the_cold_start_is_the_95th_percentile_of_the_last_twenty() {

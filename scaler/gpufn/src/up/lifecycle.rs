@@ -93,6 +93,8 @@ pub(crate) async fn keep(platform: Arc<Platform>, function: Arc<Function>) {
 
 /// Starts and drains what the plan says; returns when to look again, if not before.
 fn reconcile(platform: &Arc<Platform>, function: &Arc<Function>) -> Option<Nanos> {
+    // Held until what it asks for is under way: no replica is stopped between the two looks.
+    let wanted = function.lock_wanted();
     let spec = function.spec();
     let replicas = function.replicas();
     let briefs: Vec<_> = replicas
@@ -108,7 +110,7 @@ fn reconcile(platform: &Arc<Platform>, function: &Arc<Function>) -> Option<Nanos
         let health = function.health();
         (health.no_room, health.not_before)
     };
-    let plan = plan(function.wanted(), no_room, &briefs);
+    let plan = plan(*wanted, no_room, &briefs);
     for index in plan.drain {
         replicas[index].drain.cancel();
     }

@@ -25,6 +25,7 @@ use super::identity::FunctionId;
 use super::logbook::{LogBook, timestamp};
 use super::metrics::Metrics;
 use super::node::Node;
+use super::replica::Replica;
 use super::runtime::Runtime;
 use super::spec::{Spec, Surroundings};
 use super::store::{Kept, Store};
@@ -184,6 +185,14 @@ impl Platform {
     pub(crate) fn set_wanted(&self, function: &Function, replicas: u32, reason: &str) {
         if let Some(before) = function.want(replicas) {
             self.record(function, None, "scale", (Some(before.into()), Some(replicas.into())), reason);
+        }
+    }
+
+    /// Ends a replica, which is then one fewer that is wanted, and says why.
+    pub(crate) fn stop(&self, function: &Function, replica: &Replica, reason: &str) {
+        if let Some(before) = function.stop(replica) {
+            let after = before.saturating_sub(1);
+            self.record(function, None, "scale", (Some(before.into()), Some(after.into())), reason);
         }
     }
 
