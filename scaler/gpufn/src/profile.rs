@@ -36,6 +36,8 @@ mod twin;
 const SMS: [u8; 10] = [5, 10, 15, 20, 30, 40, 50, 60, 80, 100];
 const QUOTAS: [u8; 5] = [20, 40, 60, 80, 100];
 
+/// Points that are measured once more, since something held them up.
+const REPEATS: u32 = 3;
 /// What to do about a point that can't be.
 const AGAIN: &str =
     "a measurement was disturbed: take its point out of the profile, and the same command measures it again";
@@ -165,6 +167,13 @@ async fn profile(args: &Args, function: &str, out: &Path) -> anyhow::Result<(She
             // Kept after every point: what is interrupted goes on from here.
             write(out, &sheet)?;
             progress.inc(1);
+        }
+        for _ in 0..REPEATS {
+            let Some(index) = sheet.disturbed() else { break };
+            let place = sheet.points[index].place;
+            progress.suspend(|| eprintln!("{place} is measured again: less of the GPU took shorter"));
+            sheet.points[index] = twin.sample(place, args.requests).await?;
+            write(out, &sheet)?;
         }
         let places = args.quota.iter().map(|&quota| Place { batch: 1, sm: twin.sm, quota });
         let unseen =

@@ -90,6 +90,9 @@ pub struct ReplicaSummary {
     pub instance: String,
     /// `starting`, `ready`, `parked` or `draining`.
     pub state: String,
+    /// It is of an earlier deployment, and goes when one of the present deployment is ready.
+    #[serde(default)]
+    pub outdated: bool,
     /// Its binding, if it has a share.
     pub binding: Option<String>,
     /// UUID of its GPU.

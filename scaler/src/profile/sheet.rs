@@ -190,6 +190,19 @@ impl Sheet {
         Ok(())
     }
 
+    /// The position of the first point that took longer than one with fewer SMs or a smaller quota, by more than noise: the
+    /// machine held it up, for nothing makes work shorter than it is.
+    pub fn disturbed(&self) -> Option<usize> {
+        let is_too_long = |point: &Sample, other: &Sample| {
+            let (place, less) = (point.place, other.place);
+            let fewer_sms = less.batch == place.batch && less.sm < place.sm;
+            let less_time = (less.batch, less.sm) == (place.batch, place.sm) && less.quota < place.quota;
+            fewer_sms && point.gpu_ms > TOLERANCE * other.gpu_ms
+                || less_time && point.latency_ms > TOLERANCE * other.latency_ms
+        };
+        self.points.iter().position(|point| self.points.iter().any(|other| is_too_long(point, other)))
+    }
+
     /// GPU time by batch and SM share: the mean over quotas, weighted by requests.
     fn gpu_times(&self) -> BTreeMap<u32, BTreeMap<u8, f64>> {
         let mut sums: BTreeMap<u32, BTreeMap<u8, (f64, f64)>> = BTreeMap::new();
@@ -439,6 +452,21 @@ mod tests {
         }
         let error = Sheet::read("model: m\n").unwrap_err().to_string();
         assert!(error.starts_with("profile is") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn a_point_that_the_machine_held_up_is_found_until_it_is_measured_again() {
+        let good = [sample(10, 100, 20.0), sample(10, 50, 20.0), sample(20, 100, 12.0)];
+        assert_eq!(sheet(&good).disturbed(), None);
+        let mut slow = good;
+        slow[0].latency_ms = 1.2 * slow[1].latency_ms;
+        assert_eq!(sheet(&slow).disturbed(), Some(0));
+        assert!(Sheet::read(&sheet(&slow).to_yaml().unwrap()).is_err());
+        let mut busy = good;
+        busy[2].gpu_ms = 23.0;
+        assert_eq!(sheet(&busy).disturbed(), Some(2));
+        busy[2] = good[2];
+        assert_eq!(sheet(&busy).disturbed(), None);
     }
 
     #[test]

@@ -106,16 +106,16 @@ impl Twin {
     /// Measures at `place`: deploys it there, warms it up, and sends one request after the other.
     pub(super) async fn sample(&self, place: Place, requests: u32) -> anyhow::Result<Sample> {
         self.deploy(place).await?;
-        self.ready(place).await?;
+        let instance = self.ready(place).await?;
         for _ in 0..WARM {
             self.request().await?;
         }
-        let before = self.used_ms(place, 0.0).await?;
+        let before = self.used_ms(&instance, 0.0).await?;
         let mut latencies = Vec::new();
         for _ in 0..requests {
             latencies.push(self.request().await?);
         }
-        let gpu_ms = (self.used_ms(place, before).await? - before) / f64::from(requests);
+        let gpu_ms = (self.used_ms(&instance, before).await? - before) / f64::from(requests);
         Ok(Sample { place, gpu_ms, latency_ms: trimmed_mean(latencies), requests, interval_ms: None })
     }
 
@@ -143,13 +143,13 @@ impl Twin {
         Ok(())
     }
 
-    /// Waits until its only replica has the share of `place`.
-    async fn ready(&self, place: Place) -> anyhow::Result<()> {
+    /// Waits until its only replica is of this deployment and has the share of `place`; returns the replica's name.
+    async fn ready(&self, place: Place) -> anyhow::Result<String> {
         let deadline = Instant::now() + READY;
         loop {
             let function = self.summary().await?;
-            if function.as_ref().is_some_and(|function| replica(function, place).is_some()) {
-                return Ok(());
+            if let Some(replica) = function.as_ref().and_then(|function| replica(function, place)) {
+                return Ok(replica.instance.clone());
             }
             let problem =
                 function.and_then(|function| function.problem).unwrap_or_else(|| "no reason is told".into());
@@ -170,15 +170,16 @@ impl Twin {
         Ok(started.elapsed().as_secs_f64() * 1e3)
     }
 
-    /// GPU time of the replica at `place` so far, milliseconds: more than `least`, and the same for a while.
-    async fn used_ms(&self, place: Place, least: f64) -> anyhow::Result<f64> {
+    /// GPU time of the replica `instance` so far, milliseconds: more than `least`, and the same for a while.
+    async fn used_ms(&self, instance: &str, least: f64) -> anyhow::Result<f64> {
         let started = Instant::now();
         let (mut known, mut since) = (least, started);
         loop {
             let function = self.summary().await?;
-            let replica = function.as_ref().and_then(|function| replica(function, place));
-            let replica =
-                replica.with_context(|| format!("the replica of function {} is gone", self.name))?;
+            let mut replicas = function.iter().flat_map(|function| &function.replicas);
+            let replica = replicas
+                .find(|replica| replica.instance == instance)
+                .with_context(|| format!("replica {instance} is gone"))?;
             let used = replica.used_seconds * 1e3;
             if used.to_bits() != known.to_bits() {
                 (known, since) = (used, Instant::now());
@@ -187,8 +188,7 @@ impl Twin {
             }
             ensure!(
                 started.elapsed() < REST,
-                "the GPU time of function {} is {known:.1} ms at {place} after {REST:?}, {}",
-                self.name,
+                "the GPU time of replica {instance} is {known:.1} ms after {REST:?}, {}",
                 if known > least { "and still rises: do others call it?" } else { "as before its requests" }
             );
             tokio::time::sleep(LOOK).await;
@@ -249,10 +249,11 @@ fn room(overview: &Overview, twin: &str) -> u8 {
     overview.gpus.iter().map(free).max().unwrap_or(0)
 }
 
-/// The only replica, if it is ready and has the share of `place`.
+/// The only replica, if it is of this deployment, ready, and has the share of `place`.
 fn replica(function: &FunctionSummary, place: Place) -> Option<&ReplicaSummary> {
     let [replica] = &function.replicas[..] else { return None };
     let is_there = replica.state == "ready"
+        && !replica.outdated
         && replica.sm_percent == place.sm
         && (replica.grant_percent - f64::from(place.quota)).abs() < 1e-6;
     is_there.then_some(replica)
@@ -299,6 +300,8 @@ mod tests {
         assert!(replica(&function(std::slice::from_ref(&there)), PLACE).is_some());
         let others = [
             ReplicaSummary { state: "starting".into(), ..there.clone() },
+            // What a profile that was killed left at the same place.
+            ReplicaSummary { outdated: true, ..there.clone() },
             ReplicaSummary { sm_percent: 20, ..there.clone() },
             ReplicaSummary { grant_percent: 25.0, ..there.clone() },
         ];

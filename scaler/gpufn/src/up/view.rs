@@ -74,14 +74,15 @@ fn summary(platform: &Platform, function: &Arc<Function>) -> FunctionSummary {
         wakes: counters.wakes.load(Relaxed),
         cold_starts: counters.cold_starts.load(Relaxed),
         problem: function.health().problem.clone(),
-        replicas: function.replicas().iter().map(|r| replica(r, platform)).collect(),
+        replicas: function.replicas().iter().map(|r| replica(r, spec.generation, platform)).collect(),
     }
 }
 
-fn replica(replica: &Replica, platform: &Platform) -> ReplicaSummary {
+fn replica(replica: &Replica, generation: u64, platform: &Platform) -> ReplicaSummary {
     let summary = ReplicaSummary {
         instance: replica.instance.to_string(),
         state: replica.phase().as_str().into(),
+        outdated: replica.generation != generation,
         watchdog_pid: replica.watchdog.get().copied(),
         port: replica.address.get().map_or(0, std::net::SocketAddr::port),
         in_flight: replica.in_flight(),
