@@ -21,6 +21,9 @@ use tests::wait::until;
 /// Longest time that a profile of a few points takes.
 const PATIENCE: Duration = Duration::from_mins(2);
 
+/// Times that a machine that is busy may hold a point up for as long as the command tries.
+const TRIES: u32 = 5;
+
 /// SM shares that are measured, and those that the profile must say something true of, percent.
 const SMS: &str = "5,10,15,20,25,30,40,50,60,70,80";
 const TOLD: [u8; 16] = [5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80];
@@ -29,6 +32,20 @@ fn profile(arguments: &[&str]) -> Command {
     let mut command = Command::new(built("gpufn"));
     command.arg("profile").args(arguments);
     command
+}
+
+/// Runs the command, again while it says that the machine held a point up; the last output, and all that it said.
+fn undisturbed(arguments: &[&str]) -> (Output, String) {
+    let (mut said, mut tries) = (String::new(), 0);
+    loop {
+        let output = profile(arguments).output().unwrap();
+        let stderr = text(&output.stderr);
+        said += &stderr;
+        tries += 1;
+        if tries == TRIES || !stderr.contains("a measurement was disturbed") {
+            return (output, said);
+        }
+    }
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -78,15 +95,14 @@ async fn a_profile_that_was_killed_goes_on_and_says_what_the_gpu_takes() {
     first.wait(Duration::from_secs(10));
     let kept = std::fs::read_to_string(&file).unwrap();
 
-    let Output { status, stdout, stderr } =
-        profile(&[&arguments[..], &["--check"]].concat()).output().unwrap();
-    assert!(!stdout.is_empty(), "{}", text(&stderr));
+    let (Output { status, stdout, .. }, said) = undisturbed(&[&arguments[..], &["--check"]].concat());
+    assert!(!stdout.is_empty(), "{said}");
     let report: Value = serde_json::from_slice(&stdout).unwrap();
     let points = points(&report["profile"]);
     assert!((3..=8).contains(&points.len()), "{} points", points.len());
     let whole = std::fs::read_to_string(&file).unwrap();
     // A busy machine may hold a point up; that one is measured again.
-    if !text(&stderr).contains("measured again") {
+    if !said.contains("measured again") {
         assert!(
             whole.starts_with(kept.trim_end()),
             "what was measured before was not kept:\n{kept}\n{whole}"

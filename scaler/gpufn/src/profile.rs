@@ -39,8 +39,7 @@ const QUOTAS: [u8; 5] = [20, 40, 60, 80, 100];
 /// Points that are measured once more, since something held them up.
 const REPEATS: u32 = 3;
 /// What to do about a point that can't be.
-const AGAIN: &str =
-    "a measurement was disturbed: take its point out of the profile, and the same command measures it again";
+const AGAIN: &str = "a measurement was disturbed; the same command measures it again";
 
 /// Arguments of `gpufn profile`.
 #[derive(Clone, Debug, clap::Args)]
