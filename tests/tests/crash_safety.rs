@@ -68,7 +68,8 @@ async fn without_an_agent_functions_go_on_at_their_floors_and_a_new_agent_finds_
     let status = status_of(&node, &small).await.unwrap();
     assert_eq!(status.memory_used, memory, "what it holds is known again");
     let before = status.used;
-    assert!(before.secs_f64() > 0.2, "{before:?} of GPU time known after the restart, {used:?} used");
+    // On the page is what was charged by the last beat, up to the last hold that had ended.
+    assert!(before.secs_f64() > 0.1, "{before:?} of GPU time known after the restart, {used:?} used");
     // Nobody is above its share any more, and all of the time is used.
     let claims = [Claim::between([&first], 40.0, 50.0), Claim::between([&second], 51.0, 61.0)];
     get_their_time("a new agent, floors 30 and 40", &node, SPAN, &claims).await;
