@@ -1,7 +1,8 @@
 //! How large each replica of a function should be, and how many replicas there should be.
 //!
-//! Owns decisions only, as pure functions of (state, observation, now). It never reads a clock, opens a file or talks
-//! to a network: whoever runs it passes what was observed, and carries out what is decided.
+//! Owns decisions, as pure functions of (state, observation, now). They never read a clock, open a file or talk to a network:
+//! whoever runs them passes what was observed, and carries out what is decided. The one part that does is `serve`, behind the
+//! feature of that name: the program `gpufn-scaler`.
 //!
 //! # Layout
 //!
@@ -13,6 +14,10 @@
 //! | [`plan`] | which grants and how many replicas keep the objective, and the cheapest of them |
 //! | [`cost`] | what a load costs here and on other platforms, from a price file |
 //! | [`policy`] | when to change what: the policies, by name |
+//! | [`traffic`] | what replicas show over HTTP, as intervals |
+//! | [`need`] | how many replicas a function needs by that |
+//! | [`keda`] | what KEDA asks, and how it is told |
+//! | `serve` | the service: sources of load, Kubernetes, gRPC, HTTP, the command line |
 //!
 //! Start reading at [`policy`], then [`plan`].
 
@@ -24,7 +29,12 @@
 
 pub mod cost;
 pub mod demand;
+pub mod keda;
+pub mod need;
 pub mod plan;
 pub mod policy;
 pub mod profile;
 pub mod queueing;
+#[cfg(feature = "serve")]
+pub mod serve;
+pub mod traffic;

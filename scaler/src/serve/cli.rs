@@ -1,0 +1,290 @@
+//! The command line: what it accepts, and its exit codes (0 done, 1 failed, 64 bad usage). Owns words only.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use gpu_share::annotations::Shape;
+use gpu_share::invalid::Invalid;
+use gpu_share::latency::Profiles;
+use gpu_share::names::annotation;
+use gpu_share::units::Bytes;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::board::{Settings, nanos};
+use super::start::{self, From, Options};
+use super::tls::Files;
+
+/// Exit code for bad usage or configuration (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+/// Time between two readings of load, and of a Prometheus, which itself reads that often by default.
+const PERIOD: Duration = Duration::from_secs(1);
+const PROMETHEUS_PERIOD: Duration = Duration::from_secs(15);
+
+/// Tells KEDA how many replicas GPU functions need.
+#[derive(Debug, Parser)]
+#[command(name = "gpufn-scaler", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the external scaler for KEDA.
+    Serve(Box<Serve>),
+    /// Print the completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// Address for KEDA (gRPC).
+    #[arg(long, env = "GPUFN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
+    listen: SocketAddr,
+    /// Address for health, metrics and explanations (HTTP).
+    #[arg(long, env = "GPUFN_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:8090")]
+    http: SocketAddr,
+    /// Certificate of this server, PEM; with it, KEDA has to use TLS. Read again when it changes, as the next two.
+    #[arg(long, env = "GPUFN_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, env = "GPUFN_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Authorities, PEM: only clients with a certificate of one of them may connect.
+    #[arg(long, env = "GPUFN_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+    /// The only namespace whose functions are looked at; else all.
+    #[arg(long, env = "GPUFN_NAMESPACE", value_name = "NAME")]
+    namespace: Option<String>,
+    /// Port on which watchdogs show their metrics, which are read where neither of the next two is given.
+    #[arg(long, env = "GPUFN_WATCHDOG_PORT", value_name = "PORT", default_value_t = 8081)]
+    watchdog_port: u16,
+    /// Prometheus that reads the watchdogs already, by the URL below which its API is.
+    #[arg(long, env = "GPUFN_PROMETHEUS", value_name = "URL", value_parser = url, conflicts_with = "gateway")]
+    prometheus: Option<reqwest::Url>,
+    /// Metrics of an OpenFaaS gateway: the whole URL, with /metrics.
+    #[arg(long, env = "GPUFN_GATEWAY", value_name = "URL", value_parser = url)]
+    gateway: Option<reqwest::Url>,
+    /// Time between two readings of load, 5ms to 5m [default: 1s, of Prometheus 15s].
+    #[arg(long, env = "GPUFN_PERIOD", value_name = "TIME", value_parser = span)]
+    period: Option<Duration>,
+    /// Longest time that one answer may take when load is read, 5ms to 5m.
+    #[arg(long, env = "GPUFN_PATIENCE", value_name = "TIME", value_parser = span, default_value = "1s")]
+    patience: Duration,
+    /// What was read so long ago is not told any more, 5ms to 5m.
+    #[arg(long, env = "GPUFN_STALE", value_name = "TIME", value_parser = span, default_value = "30s")]
+    stale: Duration,
+    /// How long a cold start takes where no replica has shown it, 5ms to 5m.
+    #[arg(long, env = "GPUFN_COLD_START", value_name = "TIME", value_parser = span, default_value = "20s")]
+    cold_start: Duration,
+    /// Memory of the GPUs.
+    #[arg(long, env = "GPUFN_GPU_MEMORY", value_name = "BYTES", value_parser = memory, default_value = "80Gi")]
+    gpu_memory: Bytes,
+    /// Window over which the nodes keep quotas, 1ms to 1s.
+    #[arg(long, env = "GPUFN_WINDOW", value_name = "TIME", value_parser = window, default_value = "10ms")]
+    window: Duration,
+    /// Profiles of models beside those that are shipped: lines model,batch,sm,ms.
+    #[arg(long, env = "GPUFN_PROFILES", value_name = "FILE")]
+    profiles: Option<PathBuf>,
+    /// Form of the log on stderr.
+    #[arg(long, env = "GPUFN_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Does what the arguments of this process say.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; where to print and whether that works is clap's and the pipe's business.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let ended = match cli.command {
+        Command::Serve(options) => serve(*options),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "gpufn-scaler", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, whatever the causes are; a closed stderr is no reason for another exit code.
+            let _ = writeln!(std::io::stderr(), "gpufn-scaler: {error:#}");
+            if error.is::<Invalid>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn serve(serve: Serve) -> anyhow::Result<()> {
+    log_to_stderr(serve.log_format);
+    let options = serve.options()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::spawn(stop_at(terminate, interrupt, stop.clone()));
+        start::run(options, stop, say_ready).await
+    })
+}
+
+async fn stop_at(mut terminate: Signal, mut interrupt: Signal, stop: CancellationToken) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    stop.cancel();
+}
+
+/// Where people and their scripts look for it.
+fn say_ready(grpc: SocketAddr, http: SocketAddr) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "listening on {grpc} for KEDA, on {http} for HTTP")?;
+    stdout.flush()
+}
+
+impl Serve {
+    fn options(self) -> anyhow::Result<Options> {
+        let profiles = match &self.profiles {
+            None => Profiles::shipped(),
+            Some(file) => {
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("failed to read {}", file.display()))?;
+                Profiles::shipped()
+                    .with(Profiles::parse(&text).map_err(|bad| bad.within(&file.display().to_string()))?)
+            }
+        };
+        let shows_empty = self.gateway.is_some();
+        let source = match (self.prometheus, self.gateway) {
+            (Some(url), _) => From::Prometheus(url),
+            (None, Some(url)) => From::Gateway(url.into()),
+            (None, None) => From::Watchdogs(self.watchdog_port),
+        };
+        let usual = if matches!(source, From::Prometheus(_)) { PROMETHEUS_PERIOD } else { PERIOD };
+        let files = |(certificate, key)| Files { certificate, key, client_authorities: self.tls_client_ca };
+        Ok(Options {
+            listen: self.listen,
+            http: self.http,
+            tls: self.tls_cert.zip(self.tls_key).map(files),
+            namespace: self.namespace,
+            source,
+            period: self.period.unwrap_or(usual),
+            patience: self.patience,
+            settings: Settings {
+                profiles,
+                gpu_memory: self.gpu_memory,
+                window: nanos(self.window),
+                cold_start: nanos(self.cold_start),
+                stale: nanos(self.stale),
+                shows_empty,
+            },
+        })
+    }
+}
+
+fn log_to_stderr(format: LogFormat) {
+    // The client of the API server says at each try what `cluster` says once.
+    let usual = || EnvFilter::new("info,kube_client=off");
+    let filter = EnvFilter::try_from_env("GPUFN_LOG").unwrap_or_else(|_| usual());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Fails only if a log is there already, which is as good.
+    let _ = match format {
+        LogFormat::Text => log.with_ansi(false).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}
+
+fn url(text: &str) -> Result<reqwest::Url, String> {
+    let url = reqwest::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    url.ok_or_else(|| "allowed is http://HOST:PORT or https://HOST:PORT, and a path".into())
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    let allowed = Duration::from_millis(5)..=Duration::from_mins(5);
+    time(text).filter(|time| allowed.contains(time)).ok_or_else(|| "allowed is 5ms to 5m, such as 1s".into())
+}
+
+fn window(text: &str) -> Result<Duration, String> {
+    let allowed = Duration::from_millis(1)..=Duration::from_secs(1);
+    time(text)
+        .filter(|time| allowed.contains(time))
+        .ok_or_else(|| "allowed is 1ms to 1s, such as 10ms".into())
+}
+
+/// A whole number of milliseconds, seconds or minutes.
+fn time(text: &str) -> Option<Duration> {
+    let units = [("ms", 1), ("s", 1_000), ("m", 60_000)];
+    let (number, unit) = units.iter().find_map(|&(suffix, unit)| Some((text.strip_suffix(suffix)?, unit)))?;
+    Some(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(unit)?))
+}
+
+fn memory(text: &str) -> Result<Bytes, String> {
+    // The one reader of quantities is that of annotations.
+    let annotations = BTreeMap::from([(annotation::MEMORY.into(), text.into())]);
+    let shape = Shape::read(&annotations, Bytes::gib(4096)).ok();
+    shape
+        .and_then(|shape| shape.memory)
+        .ok_or_else(|| "allowed is a quantity up to 4096Gi, such as 80Gi".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_addresses_and_sizes_are_read_or_refused() {
+        assert_eq!(span("1s"), Ok(Duration::from_secs(1)));
+        assert_eq!(span("250ms"), Ok(Duration::from_millis(250)));
+        for bad in ["0s", "1h", "10", "-1s", "1.5s", "99999999999999999999m", ""] {
+            assert!(span(bad).is_err(), "{bad}");
+        }
+        assert_eq!(memory("16Gi"), Ok(Bytes::gib(16)));
+        assert!(memory("much").is_err() && memory("0").is_err());
+        assert!(url("http://prometheus:9090").is_ok());
+        for bad in ["prometheus:9090", "ftp://x", "", "/metrics"] {
+            assert!(url(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        let parse =
+            |arguments: &[&str]| Cli::try_parse_from(["gpufn-scaler", "serve"].iter().chain(arguments));
+        assert!(parse(&["--prometheus", "http://p", "--gateway", "http://g"]).is_err());
+        assert!(parse(&["--tls-cert", "c"]).is_err() && parse(&["--tls-client-ca", "c"]).is_err());
+        assert!(parse(&["--tls-cert", "c", "--tls-key", "k", "--tls-client-ca", "c"]).is_ok());
+    }
+
+    #[test]
+    fn the_readme_lists_every_option() {
+        let (readme, command) = (include_str!("../../README.md"), Cli::command());
+        let serve = command.find_subcommand("serve").unwrap();
+        for option in serve.get_arguments().filter_map(clap::Arg::get_long) {
+            assert!(readme.contains(&format!("| `--{option}")), "--{option}");
+        }
+    }
+}
