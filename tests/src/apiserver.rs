@@ -1,5 +1,6 @@
 //! An API server as the node agent meets it: pods with annotations that are listed, watched and patched, a node with
-//! labels, events, resource claims, and the node's resource slices. It knows nothing else, and refuses what it does not know.
+//! labels, events, resource claims, and the node's resource slices. And as the scaler does: Deployments and their pods. It
+//! knows nothing else, and refuses what it does not know.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use crate::wait::until;
 
 mod changes;
 mod resources;
+mod workloads;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// UID of every node.
@@ -37,6 +39,8 @@ struct Shared {
     content: Mutex<Content>,
     changes: Changes,
     slice_changes: Changes,
+    deployment_changes: Changes,
+    replica_changes: Changes,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +54,10 @@ struct Content {
     claims: BTreeMap<(String, String), Value>,
     /// Resource slices, by name.
     slices: BTreeMap<String, Value>,
+    /// Deployments, and their pods.
+    deployments: workloads::Objects,
+    replicas: workloads::Objects,
+    are_workloads_hidden: bool,
     /// How often slices were written, and listed.
     slice_writes: usize,
     slice_lists: usize,
@@ -69,6 +77,7 @@ impl ApiServer {
             .route("/api/v1/nodes/{name}", patch(label).get(node))
             .route("/apis/events.k8s.io/v1/namespaces/{namespace}/events", post(event))
             .merge(resources::router())
+            .merge(workloads::router())
             .with_state(Arc::clone(&shared));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("a listener has an address");
@@ -189,6 +198,9 @@ type Shares = State<Arc<Shared>>;
 async fn list(State(shared): Shares, Query(query): Query<BTreeMap<String, String>>) -> Response {
     let wanted =
         (query.get("fieldSelector").map(String::as_str), query.get("labelSelector").map(String::as_str));
+    if wanted == (None, Some("gpufn.dev/enabled=true")) {
+        return workloads::replicas(&shared, &query);
+    }
     if wanted != (Some("spec.nodeName=node-1"), Some("gpufn.dev/enabled=true")) {
         return (StatusCode::BAD_REQUEST, format!("{query:?}")).into_response();
     }

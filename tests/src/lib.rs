@@ -1,5 +1,6 @@
 //! What the end-to-end tests need to start the real programs and to look at them from outside: processes, the gateway
-//! API, the node agent's control API, a kubelet and an API server for it, load, and the recorded calls of `faas-cli`.
+//! API, the node agent's control API, a kubelet and an API server for it, KEDA and watchdogs for the scaler, load, and the
+//! recorded calls of `faas-cli`.
 //!
 //! It knows the programs by their files, sockets and JSON only, never by their crates, so that it fails when what
 //! others see changes.
@@ -20,6 +21,7 @@ pub mod hash;
 pub mod helm;
 pub mod http;
 pub mod judge;
+pub mod keda;
 pub mod kubelet;
 pub mod load;
 pub mod local;
@@ -33,8 +35,10 @@ pub mod processors;
 pub mod programs;
 pub mod python;
 pub mod relay;
+pub mod scaler;
 pub mod server;
 pub mod transcripts;
 pub mod wait;
 pub mod wakes;
+pub mod watchdogs;
 pub mod wire;

@@ -36,6 +36,11 @@ impl Changes {
         let _ = self.live.send(change);
     }
 
+    /// Ends all watches, as the end of a server does.
+    pub(super) fn cut(&self) {
+        let _ = self.live.send(Value::Null);
+    }
+
     /// Answers a watch: what changed since the version that `query` names, and what changes from now on.
     pub(super) fn watch(&self, query: &BTreeMap<String, String>) -> Response {
         let since = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
@@ -48,7 +53,7 @@ impl Changes {
             futures_util::stream::unfold((missed.into_iter(), live), async |(mut missed, mut live)| {
                 let change = match missed.next() {
                     Some(change) => change,
-                    None => live.recv().await.ok()?,
+                    None => live.recv().await.ok().filter(|change| !change.is_null())?,
                 };
                 Some((Ok::<_, Infallible>(format!("{change}\n")), (missed, live)))
             });

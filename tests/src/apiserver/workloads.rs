@@ -1,0 +1,143 @@
+//! Deployments and their pods, as the scaler follows them: those that have opted in, of all nodes.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::routing::get;
+
+use super::{
+    ApiServer, BTreeMap, Changes, Content, IntoResponse, Json, Query, Response, Router, Shared, Shares,
+    StatusCode, Value, content, is_watch, json,
+};
+
+const DEPLOYMENTS: &str = "/apis/apps/v1/deployments";
+/// What ends the names of all `ReplicaSet`s.
+const HASH: &str = "6b8c9";
+/// Namespace of all functions, where nothing else is said.
+const NAMESPACE: &str = "fn";
+
+/// Objects of a kind by namespace and name.
+pub(super) type Objects = BTreeMap<(String, String), Value>;
+
+pub(super) fn router() -> Router<Arc<Shared>> {
+    Router::new().route(DEPLOYMENTS, get(list_deployments))
+}
+
+impl ApiServer {
+    /// Adds a Deployment whose pods have opted in, or changes its replicas.
+    pub fn put_deployment(&self, name: &str, replicas: u32, annotations: &[(&str, &str)]) {
+        self.put_deployment_in(NAMESPACE, name, replicas, annotations);
+    }
+
+    /// The same in a namespace.
+    pub fn put_deployment_in(
+        &self,
+        namespace: &str,
+        name: &str,
+        replicas: u32,
+        annotations: &[(&str, &str)],
+    ) {
+        let annotations: BTreeMap<_, _> =
+            annotations.iter().map(|(key, value)| (format!("gpufn.dev/{key}"), *value)).collect();
+        let labels = json!({"gpufn.dev/enabled": "true"});
+        let deployment = json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"namespace": namespace, "name": name},
+            "spec": {"replicas": replicas, "selector": {}, "template": {
+                "metadata": {"labels": labels, "annotations": annotations},
+            }},
+            "status": {"replicas": replicas},
+        });
+        let mut content = self.content();
+        put(&mut content, &self.shared.deployment_changes, |content| &mut content.deployments, deployment);
+    }
+
+    /// From now on Deployments and their pods are not shown, and nobody watches them any more.
+    pub fn hide_workloads(&self) {
+        self.content().are_workloads_hidden = true;
+        self.shared.deployment_changes.cut();
+        self.shared.replica_changes.cut();
+    }
+
+    /// Deletes a Deployment.
+    pub fn delete_deployment(&self, name: &str) {
+        let mut content = self.content();
+        delete(&mut content, &self.shared.deployment_changes, |content| &mut content.deployments, name);
+    }
+
+    /// Adds a replica of a function at an address, or changes whether it is ready.
+    pub fn put_replica(&self, function: &str, pod: &str, address: IpAddr, is_ready: bool) {
+        let status = if is_ready { "True" } else { "False" };
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "namespace": NAMESPACE, "name": pod, "creationTimestamp": "2026-01-01T00:00:00Z",
+                "labels": {"gpufn.dev/enabled": "true", "pod-template-hash": HASH},
+                "ownerReferences": [{
+                    "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{function}-{HASH}"), "uid": "1",
+                    "controller": true,
+                }],
+            },
+            "status": {"podIP": address, "conditions": [
+                {"type": "Ready", "status": status, "lastTransitionTime": "2026-01-01T00:00:02Z"},
+            ]},
+        });
+        let mut content = self.content();
+        put(&mut content, &self.shared.replica_changes, |content| &mut content.replicas, pod);
+    }
+
+    /// Deletes a replica.
+    pub fn delete_replica(&self, pod: &str) {
+        let mut content = self.content();
+        delete(&mut content, &self.shared.replica_changes, |content| &mut content.replicas, pod);
+    }
+}
+
+fn put(content: &mut Content, changes: &Changes, of: fn(&mut Content) -> &mut Objects, mut object: Value) {
+    content.version += 1;
+    object["metadata"]["resourceVersion"] = json!(content.version.to_string());
+    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_string();
+    let key = (text("namespace"), text("name"));
+    let kind = if of(content).contains_key(&key) { "MODIFIED" } else { "ADDED" };
+    changes.add(kind, &object);
+    of(content).insert(key, object);
+}
+
+fn delete(content: &mut Content, changes: &Changes, of: fn(&mut Content) -> &mut Objects, name: &str) {
+    content.version += 1;
+    let version = json!(content.version.to_string());
+    let mut object = of(content).remove(&(NAMESPACE.into(), name.into())).expect("it is there");
+    object["metadata"]["resourceVersion"] = version;
+    changes.add("DELETED", &object);
+}
+
+async fn list_deployments(state: Shares, Query(query): Query<BTreeMap<String, String>>) -> Response {
+    let shared = &state.0;
+    answer(shared, &query, ("apps/v1", "DeploymentList"), &shared.deployment_changes, |content| {
+        &content.deployments
+    })
+}
+
+/// Answers a list or a watch of the pods that have opted in, on whatever node.
+pub(super) fn replicas(shared: &Shared, query: &BTreeMap<String, String>) -> Response {
+    answer(shared, query, ("v1", "PodList"), &shared.replica_changes, |content| &content.replicas)
+}
+
+fn answer(
+    shared: &Shared,
+    query: &BTreeMap<String, String>,
+    (version, kind): (&str, &str),
+    changes: &Changes,
+    of: fn(&Content) -> &Objects,
+) -> Response {
+    let content = content(shared);
+    if content.are_workloads_hidden {
+        // Clients themselves try again what is unavailable.
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    if is_watch(query) {
+        return changes.watch(query);
+    }
+    let items: Vec<_> = of(&content).values().cloned().collect();
+    let metadata = json!({"resourceVersion": content.version.to_string()});
+    Json(json!({"apiVersion": version, "kind": kind, "metadata": metadata, "items": items})).into_response()
+}
