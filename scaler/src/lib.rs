@@ -17,6 +17,7 @@
 //! | [`traffic`] | what replicas show over HTTP, as intervals |
 //! | [`need`] | how many replicas a function needs by that |
 //! | [`keda`] | what KEDA asks, and how it is told |
+//! | `webhook` | what a pod that opts in gets before it is created |
 //! | `serve` | the service: sources of load, Kubernetes, gRPC, HTTP, the command line |
 //!
 //! Start reading at [`policy`], then [`plan`].
@@ -38,3 +39,5 @@ pub mod queueing;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod traffic;
+#[cfg(feature = "serve")]
+pub mod webhook;

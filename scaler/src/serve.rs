@@ -16,9 +16,11 @@
 //! | `web` | health, metrics, explanations |
 //! | `tls` | who may connect |
 //! | `metrics` | what is exported |
+//! | `admission` | the webhook, over HTTPS |
 //!
 //! Start reading at `board`, then `grpc`.
 
+mod admission;
 mod board;
 pub mod cli;
 mod clock;

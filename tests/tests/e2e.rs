@@ -15,6 +15,8 @@ mod node;
 mod release;
 #[path = "e2e/vertical.rs"]
 mod vertical;
+#[path = "e2e/webhook.rs"]
+mod webhook;
 
 use k8s_openapi::api::core::v1::Pod;
 

@@ -12,12 +12,13 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use gpu_share::annotations::Shape;
 use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
-use gpu_share::names::annotation;
-use gpu_share::units::Bytes;
+use gpu_share::names::{RESOURCE, annotation};
+use gpu_share::units::{Bytes, Units};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use super::admission;
 use super::board::{Settings, nanos};
 use super::start::{self, From, Options};
 use super::tls::Files;
@@ -28,7 +29,7 @@ const USAGE: u8 = 64;
 const PERIOD: Duration = Duration::from_secs(1);
 const PROMETHEUS_PERIOD: Duration = Duration::from_secs(15);
 
-/// Tells KEDA how many replicas GPU functions need.
+/// Tells KEDA how many replicas GPU functions need, and gives their pods units of GPUs.
 #[derive(Debug, Parser)]
 #[command(name = "gpufn-scaler", version, arg_required_else_help = true)]
 struct Cli {
@@ -40,6 +41,8 @@ struct Cli {
 enum Command {
     /// Run the external scaler for KEDA.
     Serve(Box<Serve>),
+    /// Run the admission webhook, which gives pods that opt in their units.
+    Webhook(Box<Webhook>),
     /// Print the completion script for a shell.
     Completion {
         /// Which shell.
@@ -102,6 +105,43 @@ struct Serve {
     log_format: LogFormat,
 }
 
+#[derive(Debug, Args)]
+struct Webhook {
+    /// Address for the API server (HTTPS).
+    #[arg(long, env = "GPUFN_WEBHOOK", value_name = "ADDRESS", default_value = "127.0.0.1:9443")]
+    listen: SocketAddr,
+    /// Certificate of this server, PEM. Read again when it changes, as its key.
+    #[arg(long, env = "GPUFN_TLS_CERT", value_name = "FILE")]
+    tls_cert: PathBuf,
+    /// Its key, PEM.
+    #[arg(long, env = "GPUFN_TLS_KEY", value_name = "FILE")]
+    tls_key: PathBuf,
+    /// Authorities, PEM: only an API server with a certificate of one of them may ask.
+    #[arg(long, env = "GPUFN_TLS_CLIENT_CA", value_name = "FILE")]
+    tls_client_ca: Option<PathBuf>,
+    /// Name of the extended resource.
+    #[arg(long, env = "GPUFN_RESOURCE", value_name = "NAME", default_value = RESOURCE)]
+    resource: String,
+    /// Units that a GPU is divided into, as the node agents have it.
+    #[arg(long, env = "GPUFN_UNITS", value_name = "UNITS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    units: u32,
+    /// Memory of the smallest GPU, by which memory is counted in units.
+    #[arg(long, env = "GPUFN_GPU_MEMORY", value_name = "BYTES", value_parser = memory, default_value = "80Gi")]
+    gpu_memory: Bytes,
+    /// Runtime class of pods that name none.
+    #[arg(long, env = "GPUFN_RUNTIME_CLASS", value_name = "NAME")]
+    runtime_class: Option<String>,
+    /// Seconds that a pod has at least to end.
+    #[arg(long, env = "GPUFN_GRACE_SECONDS", value_name = "SECONDS", default_value_t = 60)]
+    grace_seconds: u64,
+    /// Let pods go to nodes whose units are left on several GPUs.
+    #[arg(long, env = "GPUFN_NO_STEERING")]
+    no_steering: bool,
+    /// Form of the log on stderr.
+    #[arg(long, env = "GPUFN_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormat {
     Text,
@@ -120,6 +160,7 @@ pub fn run() -> ExitCode {
     };
     let ended = match cli.command {
         Command::Serve(options) => serve(*options),
+        Command::Webhook(options) => webhook(*options),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "gpufn-scaler", &mut std::io::stdout());
             Ok(())
@@ -145,6 +186,37 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
         tokio::spawn(stop_at(terminate, interrupt, stop.clone()));
         start::run(options, stop, say_ready).await
     })
+}
+
+fn webhook(webhook: Webhook) -> anyhow::Result<()> {
+    log_to_stderr(webhook.log_format);
+    let files = Files {
+        certificate: webhook.tls_cert,
+        key: webhook.tls_key,
+        client_authorities: webhook.tls_client_ca,
+        protocol: "http/1.1",
+    };
+    let settings = crate::webhook::Settings {
+        resource: webhook.resource,
+        per_gpu: Units(webhook.units),
+        gpu_memory: webhook.gpu_memory,
+        runtime_class: webhook.runtime_class.filter(|class| !class.is_empty()),
+        grace_seconds: webhook.grace_seconds,
+        steer: !webhook.no_steering,
+    };
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::spawn(stop_at(terminate, interrupt, stop.clone()));
+        admission::run(webhook.listen, files, settings, stop, say_webhook_ready).await
+    })
+}
+
+fn say_webhook_ready(address: SocketAddr) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "listening on {address} for the API server")?;
+    stdout.flush()
 }
 
 async fn stop_at(mut terminate: Signal, mut interrupt: Signal, stop: CancellationToken) {
@@ -180,7 +252,12 @@ impl Serve {
             (None, None) => From::Watchdogs(self.watchdog_port),
         };
         let usual = if matches!(source, From::Prometheus(_)) { PROMETHEUS_PERIOD } else { PERIOD };
-        let files = |(certificate, key)| Files { certificate, key, client_authorities: self.tls_client_ca };
+        let files = |(certificate, key)| Files {
+            certificate,
+            key,
+            client_authorities: self.tls_client_ca,
+            protocol: "h2",
+        };
         Ok(Options {
             listen: self.listen,
             http: self.http,
@@ -282,9 +359,11 @@ mod tests {
     #[test]
     fn the_readme_lists_every_option() {
         let (readme, command) = (include_str!("../../README.md"), Cli::command());
-        let serve = command.find_subcommand("serve").unwrap();
-        for option in serve.get_arguments().filter_map(clap::Arg::get_long) {
-            assert!(readme.contains(&format!("| `--{option}")), "--{option}");
+        for name in ["serve", "webhook"] {
+            let options = command.find_subcommand(name).unwrap().get_arguments();
+            for option in options.filter_map(clap::Arg::get_long) {
+                assert!(readme.contains(&format!("| `--{option}")), "--{option}");
+            }
         }
     }
 }

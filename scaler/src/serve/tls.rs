@@ -1,4 +1,4 @@
-//! TLS on the socket for KEDA: the certificate, and whose clients may connect.
+//! TLS on the sockets for KEDA and for the API server: the certificate, and whose clients may connect.
 //!
 //! The files are read again when they change, as a Secret's do when its certificate is renewed; connections that are open stay.
 
@@ -35,6 +35,8 @@ pub(super) struct Files {
     pub(super) key: PathBuf,
     /// Authorities; only clients with a certificate of one of them may connect.
     pub(super) client_authorities: Option<PathBuf>,
+    /// What is spoken, as ALPN names it.
+    pub(super) protocol: &'static str,
 }
 
 /// Why there is no TLS.
@@ -96,7 +98,7 @@ impl Files {
             }
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|error| wrong(&error))?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![self.protocol.into()];
         Ok(Arc::new(config))
     }
 
