@@ -83,8 +83,7 @@ async fn a_profile_that_was_killed_goes_on_and_says_what_the_gpu_takes() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("vgg16.yaml");
     let file_text = file.display().to_string();
-    let arguments =
-        ["vgg16", "--gateway", gateway.url(), "--out", &file_text, "--requests", "10", "--sm", SMS, "--json"];
+    let arguments = ["vgg16", "--gateway", gateway.url(), "--out", &file_text, "--sm", SMS, "--json"];
     let mut first = Process::spawn(&mut profile(&arguments), &folder.path().join("first.log"));
     until("two points to be measured", PATIENCE, async || {
         assert_eq!(first.ended(), None, "{}", first.output());
@@ -114,7 +113,7 @@ async fn a_profile_that_was_killed_goes_on_and_says_what_the_gpu_takes() {
     for point in &points {
         let sm = u8::try_from(point["sm"].as_u64().unwrap()).unwrap();
         let off = point["gpuMs"].as_f64().unwrap() / truth("vgg16", sm) - 1.0;
-        // One request that the machine held up weighs a tenth of its point.
+        // A request that the machine held up weighs a fortieth of its point.
         assert!(off.abs() < 0.1, "{point}: off by {:.1} %", 100.0 * off);
     }
     let sheet = scaler::profile::sheet::Sheet::read(&whole).unwrap();
