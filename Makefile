@@ -28,7 +28,7 @@ define install-hook
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench bench-plugin build-node bench-watchdog build-watchdog-static watchdog-image-root node-image-root bench-hook gpu-proof figures \
+.PHONY: help build demo bench bench-plugin bench-scaler build-node bench-watchdog build-watchdog-static watchdog-image-root node-image-root bench-hook gpu-proof figures \
 	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile figures-policies \
 	figures-sim-validation figures-planner bench-sim test-charts test-templates test-kubelet test lint deny clean-state
 
@@ -54,6 +54,11 @@ bench-plugin: build-node ## how long the kubelet waits for the device plugin, an
 	$(CARGO) build --release --locked --package simcuda --package cuda-hook --package cuda-hook-nvml
 	$(CARGO) build --release --locked --package tests --bin bench-plugin
 	$(PROFILE_DIR)/bench-plugin --node target/shipped/gpufn-node $(if $(QUICK),--quick)
+
+bench-scaler: ## how long KEDA waits for the scaler at 10,000 ScaledObjects, and what that costs (QUICK=1: a tenth, shorter)
+	$(CARGO) build --release --locked --package scaler --bin gpufn-scaler
+	$(CARGO) build --release --locked --package tests --bin bench-scaler
+	$(PROFILE_DIR)/bench-scaler $(if $(QUICK),--quick)
 
 build-node: ## gpufn-node as images have it, in target/shipped; not static, since it loads NVML while it runs
 # Relocations in the short form, half a megabyte less to read at each start: glibc from 2.36, which the image has.

@@ -31,6 +31,10 @@ const AVERAGED: f64 = 8.0;
 const BUSY: f64 = 0.7;
 /// What is told at least of a function that is needed at all, in replicas.
 const TRACE: f64 = 0.01;
+/// Of a function that has been idle for so long, nothing is remembered of its arrivals.
+const FORGOTTEN: Nanos = Nanos::from_secs(600);
+/// The forecast for a function without requests.
+const NO_DEMAND: Forecast = Forecast { rate: 0.0, vertical: 0.0, cold: 0.0, arrival_scv: 1.0 };
 /// Most replicas where nobody says another bound: KEDA's own default.
 const MOST: u32 = 100;
 
@@ -38,7 +42,10 @@ const MOST: u32 = 100;
 #[derive(Clone, Debug)]
 pub struct Watched {
     meter: Meter,
-    demand: Demand,
+    /// Part of the requests that the objective lets be late.
+    miss: f64,
+    /// Only while there are requests: it takes more memory than all the rest, and most functions are idle most of the time.
+    demand: Option<Box<Demand>>,
     forecast: Forecast,
     service: ServiceTime,
     /// Requests at hand, averaged.
@@ -105,9 +112,9 @@ impl Watched {
         let miss = wish.and_then(|wish| wish.slo).map_or(0.05, |slo| 1.0 - slo.percentile);
         Self {
             meter: Meter::default(),
-            // The forecasts that the policy `gpufn` decides by.
-            demand: Demand::new(FORECAST_PART * miss, Tuning::default().vertical, 0.5 * miss),
-            forecast: Forecast { arrival_scv: 1.0, ..Forecast::default() },
+            miss,
+            demand: None,
+            forecast: NO_DEMAND,
             service: ServiceTime::new(time),
             at_hand: 0.0,
             latest: Interval::default(),
@@ -127,7 +134,7 @@ impl Watched {
         let interval = self.meter.advance(reading)?;
         self.is_read = true;
         let passed = reading.at.since(self.read).secs_f64();
-        self.forecast = self.demand.observe(reading.at, interval.arrivals, cold_start + SYNC);
+        self.forecast(reading.at, interval.arrivals, cold_start + SYNC);
         if interval.served > 0 {
             let (used, finished) = (interval.used, interval.served);
             self.service.observe(&Observation { used, finished, undisturbed: None });
@@ -138,6 +145,22 @@ impl Watched {
             self.active = Some(reading.at);
         }
         Ok(())
+    }
+
+    /// Takes in what came until `now`, to be ready for what comes until a replica could serve `ahead`.
+    fn forecast(&mut self, now: Nanos, arrivals: u64, ahead: Nanos) {
+        if arrivals > 0 && self.demand.is_none() {
+            // The forecasts that the policy `gpufn` decides by.
+            let miss = self.miss;
+            let mut demand = Demand::new(FORECAST_PART * miss, Tuning::default().vertical, 0.5 * miss);
+            demand.observe(self.read, 0, ahead);
+            self.demand = Some(Box::new(demand));
+        }
+        if arrivals == 0 && self.active.is_none_or(|active| now.since(active) > FORGOTTEN) {
+            self.demand = None;
+        }
+        let observe = |demand: &mut Box<Demand>| demand.observe(now, arrivals, ahead);
+        self.forecast = self.demand.as_mut().map_or(NO_DEMAND, observe);
     }
 
     /// When it was last read, or began to be watched.
@@ -161,7 +184,7 @@ impl Watched {
     }
 
     /// What to be ready for.
-    pub fn forecast(&self) -> &Forecast {
+    pub fn expected(&self) -> &Forecast {
         &self.forecast
     }
 
@@ -208,7 +231,7 @@ impl Watched {
             let load = Load {
                 rate: rate * margin,
                 arrival_scv: self.forecast.arrival_scv,
-                recent: Some(self.demand.recent()),
+                recent: self.demand.as_deref().map(Demand::recent),
             };
             let replicas = problem.cheapest(&[], 1..=most, load).map_or(most, |plan| plan.replicas);
             let busy = load.rate * estimate.held(quota) / f64::from(replicas);

@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// Lines of output that are shown when a test fails.
@@ -181,6 +182,26 @@ pub fn lives(pid: u32) -> bool {
 pub fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     fields(&stat)?.nth(19)?.parse().ok()
+}
+
+/// Seconds of processor time that a process has used, all threads together, to a nanosecond.
+pub fn processor_time(pid: u32) -> Result<f64> {
+    let mut total = 0.0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = task?.path().join("schedstat");
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let nanos: f64 = text.split_whitespace().next().context("schedstat is empty")?.parse()?;
+        total += nanos / 1e9;
+    }
+    Ok(total)
+}
+
+/// Memory of a process, in MiB.
+pub fn resident_mib(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
 }
 
 /// Fields of a `/proc/<pid>/stat` from the third on: counted behind the name, which may hold anything.

@@ -367,7 +367,7 @@ impl Entry {
             Ok(()) => Told::Need(state.need(terms, settings, now)),
             Err(unknown) => Told::Unknown { error: unknown.to_string() },
         };
-        let (latest, forecast) = (state.watched.latest(), state.watched.forecast());
+        let (latest, forecast) = (state.watched.latest(), state.watched.expected());
         let slo = state.wish.as_ref().ok().and_then(|wish| wish.as_ref()?.slo);
         Explanation {
             namespace: self.name.namespace.clone(),

@@ -79,6 +79,9 @@ fn split_value(text: &str) -> Option<(&str, &str)> {
     Some((&text[..end], &text[end + 1..]))
 }
 
+/// Largest value that is believed: sums of a few thousand of them stay exact.
+const MOST: f64 = 1e12;
+
 /// The metrics of a watchdog that [`Counters`] are made from.
 pub const WATCHDOG: [&str; 6] = [
     "http_requests_total",
@@ -102,7 +105,7 @@ impl Counters {
 
     /// Takes in one sample of a watchdog's metric, by its name and the label `code`; what is no use of a counter is left out.
     pub fn take_in(&mut self, name: &str, code: Option<&str>, value: f64) {
-        if !(value.is_finite() && value >= 0.0) {
+        if !(0.0..=MOST).contains(&value) {
             return;
         }
         match name {
@@ -125,7 +128,7 @@ impl Counters {
     /// those that were answered. How long they wait and what they use of GPUs it does not know.
     pub fn of_gateway(text: &str) -> BTreeMap<String, Self> {
         let mut functions: BTreeMap<String, (f64, Self)> = BTreeMap::new();
-        for sample in samples(text).filter(|sample| sample.value.is_finite() && sample.value >= 0.0) {
+        for sample in samples(text).filter(|sample| (0.0..=MOST).contains(&sample.value)) {
             let Some(function) = sample.label("function_name") else { continue };
             match sample.name {
                 "gateway_function_invocation_started" => {

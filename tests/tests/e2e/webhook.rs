@@ -36,8 +36,6 @@ impl Webhook {
             "127.0.0.1:0",
             "--gpu-memory",
             "16Gi",
-            "--runtime-class",
-            "gpu",
         ]);
         command.arg("--tls-cert").arg(folder.path().join("tls.crt"));
         command.arg("--tls-key").arg(folder.path().join("tls.key"));

@@ -67,15 +67,15 @@ async fn measure(cli: &Cli) -> Result<Figures> {
     figures.push(idle_part(agent, Duration::from_secs(idle)).await?);
     figures.push(quota_changes(&kubelet, &cluster, &plugin, if quick { 20 } else { 100 }).await?);
     process::halt(plugin.gpu().pid());
-    let before = processor_time(agent)?;
+    let before = process::processor_time(agent)?;
     let measured = load(&kubelet, calls).await;
-    let used = processor_time(agent)? - before;
+    let used = process::processor_time(agent)? - before;
     process::resume(plugin.gpu().pid());
     figures.extend(measured?);
     let how = format!("of the agent, over {calls} that came or went, all threads");
     let each = used * 1e3 / f64::from(u32::try_from(calls)?);
     figures.push(Figure::new("plugin-processor-per-container", each, "ms", Bar::Any, how));
-    let resident = resident_mib(agent)?;
+    let resident = process::resident_mib(agent)?;
     let how = format!(
         "VmRSS after {calls} containers came and went, with the lists of {GPUS} GPUs of {UNITS} units"
     );
@@ -192,30 +192,11 @@ async fn timed<T>(spans: &mut Vec<f64>, call: impl Future<Output = T>) -> T {
 
 /// Part of a processor that the agent uses while nothing is bound.
 async fn idle_part(pid: u32, over: Duration) -> Result<Figure> {
-    let before = processor_time(pid)?;
+    let before = process::processor_time(pid)?;
     tokio::time::sleep(over).await;
-    let used = processor_time(pid)? - before;
+    let used = process::processor_time(pid)? - before;
     let how = format!("processor time in {} s, registered, nothing bound", over.as_secs());
     Ok(Figure::new("plugin-idle-processor", used / over.as_secs_f64() * 100.0, "%", Bar::AtMost(0.1), how))
-}
-
-/// Seconds of processor time that a process has used, all threads together, to a nanosecond.
-fn processor_time(pid: u32) -> Result<f64> {
-    let mut total = 0.0;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let path = task?.path().join("schedstat");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let nanos: f64 = text.split_whitespace().next().context("schedstat is empty")?.parse()?;
-        total += nanos / 1e9;
-    }
-    Ok(total)
-}
-
-fn resident_mib(pid: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib / 1024.0)
 }
 
 fn millis(span: Duration) -> f64 {
