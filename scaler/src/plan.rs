@@ -10,7 +10,7 @@ use gpu_share::units::{Area, Bytes, Nanos, Quota};
 
 use crate::demand::Recent;
 use crate::profile::Estimate;
-use crate::queueing::{Queue, replay};
+use crate::queueing::{Queue, Slack, replay};
 
 /// Busiest that a queue may be planned, whatever the formulas say: near 1 a small error of the rate is a long queue.
 const BUSIEST: f64 = 0.9;
@@ -44,11 +44,13 @@ impl Load<'_> {
             .is_some_and(|recent| recent.arrivals().is_some() && self.rate > 0.0 && recent.peak() > 0.0)
     }
 
-    /// Waits of the recent arrivals at the servers of `queue`, if enough is known of them.
-    fn replayed(&self, queue: &Queue) -> Option<Vec<f64>> {
-        let recent = self.recent.filter(|_| self.is_replayed())?;
+    /// Whether at most a part `most` of the recent arrivals would be late at the servers of `queue`, if enough is known of
+    /// them.
+    fn is_borne(&self, queue: &Queue, slacks: &[Slack], most: f64) -> bool {
+        let Some(recent) = self.recent.filter(|_| self.is_replayed()) else { return true };
         let stretch = recent.peak() / self.rate;
-        Some(replay::waits(recent.arrivals()?, stretch, queue.servers, queue.service))
+        let keeps = |arrivals| replay::keeps(arrivals, stretch, queue.servers, queue.service, slacks, most);
+        recent.arrivals().is_none_or(keeps)
     }
 }
 
@@ -120,39 +122,39 @@ impl Problem<'_> {
         let Some(slo) = self.slo.filter(|slo| self.reachable(slo)) else {
             return queue.load() <= UTILISATION;
         };
+        if queue.load() > BUSIEST {
+            return false;
+        }
         // What is replayed says more of bursts than two moments do.
         let arrival_scv = if load.is_replayed() { load.arrival_scv.min(1.0) } else { load.arrival_scv };
-        let waits = Queue { arrival_scv, ..queue }.waits();
-        let by_formula = |slack| waits.map_or(1.0, |waits| waits.beyond(slack));
-        queue.load() <= BUSIEST
-            && self.misses(&servers, by_formula, slo) <= budget(&slo)
-            && load.replayed(&queue).is_none_or(|waits| {
-                self.misses(&servers, |slack| replay::beyond(&waits, slack), slo) <= budget(&slo)
-            })
+        let (slacks, most) = (self.slacks(&servers, slo), budget(&slo));
+        let late = Queue { arrival_scv, ..queue }.waits().map_or(1.0, |waits| waits.late(&slacks));
+        late <= most && load.is_borne(&queue, &slacks, most)
     }
 
-    /// Part of the requests that are late, where a part `beyond(t)` waits for more than `t` seconds: by total probability
-    /// over replicas, and over whether others in the row are at work. Requests go where the fewest are, so each replica
-    /// has as many.
-    fn misses(&self, servers: &[Server], beyond: impl Fn(f64) -> f64, slo: Slo) -> f64 {
-        let late = |bound: Option<Nanos>| {
-            beyond(bound.map_or(-1.0, |bound| slo.bound.secs_f64() - bound.secs_f64()))
+    /// How long which part of the requests may wait: by total probability over replicas, and over whether others in the row
+    /// are at work. Requests go where the fewest are, so each replica has as many.
+    fn slacks(&self, servers: &[Server], slo: Slo) -> Vec<Slack> {
+        let mut slacks: Vec<Slack> = Vec::with_capacity(2);
+        let mut add = |bound: Option<Nanos>, part: f64| {
+            let seconds = bound.map_or(-1.0, |bound| slo.bound.secs_f64() - bound.secs_f64());
+            // Replicas with the same share have the same: each is counted once.
+            match slacks.iter_mut().find(|slack| slack.seconds.to_bits() == seconds.to_bits()) {
+                Some(slack) => slack.part += part,
+                None => slacks.push(Slack { seconds, part }),
+            }
         };
-        let sum: f64 = servers
-            .iter()
-            .map(|server| {
-                let mut missed = 0.0;
-                if server.contended > 0.0 {
-                    missed += server.contended * late(self.estimate.bound(server.quota, self.window));
-                }
-                if server.contended < 1.0 {
-                    missed +=
-                        (1.0 - server.contended) * late(self.estimate.lone_bound(server.alone, self.window));
-                }
-                missed
-            })
-            .sum();
-        sum / count(servers.len()).max(1.0)
+        for server in servers {
+            if server.contended > 0.0 {
+                add(self.estimate.bound(server.quota, self.window), server.contended);
+            }
+            if server.contended < 1.0 {
+                add(self.estimate.lone_bound(server.alone, self.window), 1.0 - server.contended);
+            }
+        }
+        let servers = count(servers.len()).max(1.0);
+        slacks.iter_mut().for_each(|slack| slack.part /= servers);
+        slacks
     }
 
     /// The latency in seconds that the objective's percentile (or 95 %) of the requests keeps to; infinite if none.
@@ -176,38 +178,78 @@ impl Problem<'_> {
         queue.wait_quantile(1.0 - WAIT_PART * (1.0 - percentile)) + slowest.secs_f64()
     }
 
-    /// The smallest quota of the grid with which replicas in `places` bear `load`, `None` if none.
-    ///
-    /// A larger quota is never worse, so the grid (floor, then every 5 %, then the ceiling) is searched by halving.
-    pub fn level(&self, places: &[Place], load: Load<'_>) -> Option<Quota> {
+    /// The smallest quota of the grid (floor, then every 5 %, then the ceiling) with which replicas in `places` bear `load`,
+    /// `None` if none. It is looked for first beside `near`, such as what was found a moment ago.
+    pub fn level(&self, places: &[Place], load: Load<'_>, near: Option<Quota>) -> Option<Quota> {
         let grid = self.grid();
-        grid.get(grid.partition_point(|&quota| !self.feasible(places, quota, load))).copied()
+        let start = near.map_or(grid.len() / 2, |near| grid.partition_point(|&quota| quota < near));
+        self.least(&grid, start, places, load)
+    }
+
+    /// The first quota of `grid` with which replicas in `places` bear `load`: a larger quota is never worse, so it is looked
+    /// for at `start`, beside that, and then by halving what is left.
+    fn least(&self, grid: &[Quota], start: usize, places: &[Place], load: Load<'_>) -> Option<Quota> {
+        let (mut least, mut most) = (0, grid.len());
+        let (mut next, mut is_first) = (start, true);
+        while least < most {
+            let at = next.clamp(least, most - 1);
+            let bears = self.feasible(places, grid[at], load);
+            if bears {
+                most = at
+            } else {
+                least = at + 1
+            }
+            next = match (core::mem::take(&mut is_first), bears) {
+                (true, true) => at.saturating_sub(1),
+                (true, false) => at + 1,
+                _ => usize::midpoint(least, most),
+            };
+        }
+        grid.get(least).copied()
     }
 
     /// The cheapest plan that bears `load` with a number of replicas in `counts`, `None` if none does.
     ///
     /// The first replicas are in `places`, of further ones nothing is known. Exact over the grid: counts end where
-    /// their floors alone cost more than the best plan.
-    pub fn cheapest(&self, places: &[Place], counts: RangeInclusive<u32>, load: Load<'_>) -> Option<Plan> {
-        let floor = self.share.dominant(self.gpu_memory).ppm();
+    /// their floors alone cost no less than the best plan, and quotas where they do. It is looked for first beside `near`,
+    /// such as the plan of a moment ago.
+    pub fn cheapest(
+        &self,
+        places: &[Place],
+        counts: RangeInclusive<u32>,
+        load: Load<'_>,
+        near: Option<Plan>,
+    ) -> Option<Plan> {
+        let (floor, grid) = (self.share.dominant(self.gpu_memory).ppm(), self.grid());
         let mut best: Option<Plan> = None;
         for replicas in counts {
-            if best.is_some_and(|best| best.cost.ppm() < floor * u64::from(replicas)) {
+            if best.is_some_and(|best| best.cost.ppm() <= floor * u64::from(replicas)) {
                 break;
             }
             let places = self.extended(places, replicas);
             if self.is_hopeless(&places, load) {
                 continue;
             }
-            let Some(quota) = self.level(&places, load) else { continue };
-            let servers = self.servers(&places, quota);
-            let cost =
-                servers.iter().map(|server| self.share.dominant_at(server.quota, self.gpu_memory)).sum();
-            if best.is_none_or(|best| cost < best.cost) {
-                best = Some(Plan { replicas, quota, cost });
+            let cheaper = best.map_or(grid.len(), |best| {
+                grid.partition_point(|&quota| self.cost(&places, quota) < best.cost)
+            });
+            let start = match near {
+                Some(near) if near.replicas == replicas => grid.partition_point(|&quota| quota < near.quota),
+                None if best.is_none() => grid.len() / 2,
+                // Most likely it bears the load at no quota.
+                _ => grid.len(),
+            };
+            if let Some(quota) = self.least(&grid[..cheaper], start, &places, load) {
+                best = Some(Plan { replicas, quota, cost: self.cost(&places, quota) });
             }
         }
         best
+    }
+
+    /// Sum of the dominant shares of replicas in `places` at `quota`.
+    fn cost(&self, places: &[Place], quota: Quota) -> Area {
+        let grants = places.iter().map(|place| self.granted(place, quota));
+        grants.map(|grant| self.share.dominant_at(grant, self.gpu_memory)).sum()
     }
 
     /// `places` cut or lengthened to `replicas`: a new replica may get up to the ceiling.

@@ -84,7 +84,8 @@ impl Queue {
         Some(Waits {
             any: self.wait_probability(),
             constancy: (1.0 - self.service_scv).clamp(0.0, 1.0) / self.arrival_scv.max(1.0),
-            factor: (1.0 - load) / (load * (load * root.exp() - 1.0)),
+            // With eˣ as the equation has it.
+            factor: (1.0 - load) / (load * (load + root - 1.0)),
             constant: root,
             variable: 2.0 * (1.0 - load),
             scale: f64::from(self.servers) / (spread * self.service),
@@ -105,6 +106,15 @@ impl Queue {
         let waits = erlang_c(self.servers, self.rate * self.service);
         waits * variability * self.service / (f64::from(self.servers.max(1)) * (1.0 - load))
     }
+}
+
+/// How long a part of the requests may wait before they are late.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slack {
+    /// Seconds; below 0 if they are late without waiting.
+    pub seconds: f64,
+    /// The part, 0 to 1.
+    pub part: f64,
 }
 
 /// How long requests of a queue wait: `any · (constancy · factor·exp(−constant·t) + (1 − constancy) · exp(−variable·t))` in
@@ -130,6 +140,11 @@ impl Waits {
         let variable = (-self.variable * scaled).exp();
         (self.any * (self.constancy * constant + (1.0 - self.constancy) * variable)).clamp(0.0, 1.0)
     }
+
+    /// Part of the requests that wait for longer than they may.
+    pub fn late(&self, slacks: &[Slack]) -> f64 {
+        slacks.iter().map(|slack| slack.part * self.beyond(slack.seconds)).sum()
+    }
 }
 
 /// Erlang's C: the probability that all of `servers` are busy under an offered load of `offered` (rate times service).
@@ -152,16 +167,14 @@ pub fn erlang_c(servers: u32, offered: f64) -> f64 {
 }
 
 /// The root x > 0 of `ρ(eˣ − 1) = x`: the waits of M/D/n fall off like `exp(−x·n·t/S)`. Near ρ = 1 it is `2(1−ρ)`.
+///
+/// Newton's steps on `ln(1 + x/ρ) − x`, which is concave: from above they stay above, and away from x = 0, where the equation
+/// holds too. `−2 ln ρ` is above, since sinh is above its argument, and near for all ρ.
 fn constant_service_root(load: f64) -> f64 {
-    let excess = |x: f64| load * x.exp_m1() - x;
-    let mut root = 2.0;
-    while excess(root) < 0.0 && root < 500.0 {
-        root *= 2.0;
-    }
-    // Newton's steps from above stay above: the excess is convex. At x = 0 the equation holds too, and the factor of the
-    // tail divides by what is zero there.
-    for _ in 0..100 {
-        let step = excess(root) / (load * root.exp() - 1.0);
+    let load = load.max(1e-300);
+    let mut root = -2.0 * load.ln();
+    for _ in 0..20 {
+        let step = ((root / load).ln_1p() - root) / (1.0 / (load + root) - 1.0);
         if step.is_nan() || step <= 1e-12 * root {
             break;
         }

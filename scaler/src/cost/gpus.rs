@@ -277,7 +277,7 @@ impl<'a> Sizing<'a> {
             }
             *known.entry(place(rate)).or_insert_with(|| {
                 let plan: Option<Plan> =
-                    self.problem().cheapest(&[], 1..=most, self.demand(rate_at(place(rate))));
+                    self.problem().cheapest(&[], 1..=most, self.demand(rate_at(place(rate))), None);
                 plan.map_or(most, |plan| plan.replicas)
             })
         };
@@ -293,7 +293,7 @@ impl<'a> Sizing<'a> {
             }
             *known.entry((place(rate), replicas)).or_insert_with(|| {
                 let caps = self.problem().extended(&[], replicas);
-                let level = self.problem().level(&caps, self.demand(rate_at(place(rate))));
+                let level = self.problem().level(&caps, self.demand(rate_at(place(rate))), None);
                 level.unwrap_or(self.share.ceiling)
             })
         };

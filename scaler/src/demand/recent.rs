@@ -17,7 +17,7 @@ pub struct Recent {
     /// Times of arrivals in seconds since the first observation, rising; those before `first` are past.
     arrivals: Vec<f64>,
     first: usize,
-    /// Ends of intervals, and the steady rate there.
+    /// Ends of intervals since the oldest of them, and the steady rate there, if no later one was higher.
     rates: VecDeque<(f64, f64)>,
     now: f64,
     state: u64,
@@ -40,13 +40,15 @@ impl Recent {
         }
         self.arrivals[start..].sort_unstable_by(f64::total_cmp);
         self.now += seconds;
-        self.rates.push_back((self.now, rate));
-        while self.rates.pop_front_if(|&mut (at, _)| at < self.now - WINDOW).is_some() {}
         let fresh = self.arrivals[self.first..].partition_point(|&at| at < self.now - WINDOW);
         self.first = (self.first + fresh).max(self.arrivals.len().saturating_sub(MOST));
         if self.first > 2 * MOST {
             self.arrivals.drain(..core::mem::take(&mut self.first));
         }
+        while self.rates.pop_back_if(|&mut (_, before)| before <= rate).is_some() {}
+        self.rates.push_back((self.now, rate));
+        let since = self.arrivals.get(self.first).copied().unwrap_or(self.now);
+        while self.rates.pop_front_if(|&mut (at, _)| at < since).is_some() {}
     }
 
     /// Times of the arrivals in seconds, rising; nothing if there are too few to tell anything.
@@ -56,9 +58,7 @@ impl Recent {
 
     /// The highest steady rate in their time, requests a second.
     pub fn peak(&self) -> f64 {
-        let since = self.arrivals.get(self.first).copied().unwrap_or(self.now);
-        let rates = self.rates.iter().filter(|&&(at, _)| at >= since);
-        rates.map(|&(_, rate)| rate).fold(0.0, f64::max)
+        self.rates.front().map_or(0.0, |&(_, rate)| rate)
     }
 
     /// From 0 to 1, by a linear congruential generator (Knuth's MMIX): chance that is the same in every run.

@@ -34,7 +34,7 @@ fn estimate(millis: u64) -> Estimate {
 #[test]
 fn ten_requests_a_second_of_20_ms_need_much_less_than_a_gpu_and_more_than_their_mean() {
     let (estimate, share) = (estimate(20), share(10, 100));
-    let level = problem(&estimate, &share, slo(100)).level(&guaranteed(&[100]), poisson(10.0)).unwrap();
+    let level = problem(&estimate, &share, slo(100)).level(&guaranteed(&[100]), poisson(10.0), None).unwrap();
     assert!((percent(50)..=percent(80)).contains(&level), "{level}");
 }
 
@@ -42,8 +42,8 @@ fn ten_requests_a_second_of_20_ms_need_much_less_than_a_gpu_and_more_than_their_
 fn an_objective_out_of_reach_is_planned_by_utilisation() {
     let (estimate, share) = (estimate(20), share(10, 100));
     let problem = problem(&estimate, &share, slo(15));
-    assert_eq!(problem.cheapest(&[], 1..=100, poisson(30.0)).unwrap().replicas, 1);
-    assert_eq!(problem.level(&guaranteed(&[100]), poisson(20.0)), Some(percent(60)));
+    assert_eq!(problem.cheapest(&[], 1..=100, poisson(30.0), None).unwrap().replicas, 1);
+    assert_eq!(problem.level(&guaranteed(&[100]), poisson(20.0), None), Some(percent(60)));
 }
 
 fn guaranteed(percents: &[u8]) -> Vec<Place> {
@@ -66,9 +66,9 @@ fn what_one_replica_cannot_bear_takes_the_fewest_that_can() {
     let problem = problem(&estimate, &share, slo(100));
     let one = capacity(&problem, &guaranteed(&[100]));
     assert!((20.0..45.0).contains(&one), "20 ms each, at most 90 % busy: {one}/s");
-    assert_eq!(problem.cheapest(&[], 1..=8, poisson(one * 0.99)).unwrap().replicas, 1);
-    assert_eq!(problem.cheapest(&[], 1..=8, poisson(one * 1.1)).unwrap().replicas, 2);
-    assert_eq!(problem.cheapest(&[], 1..=1, poisson(one * 1.1)), None);
+    assert_eq!(problem.cheapest(&[], 1..=8, poisson(one * 0.99), None).unwrap().replicas, 1);
+    assert_eq!(problem.cheapest(&[], 1..=8, poisson(one * 1.1), None).unwrap().replicas, 2);
+    assert_eq!(problem.cheapest(&[], 1..=1, poisson(one * 1.1), None), None);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_replica_without_room_is_made_up_for_by_the_others() {
     let (estimate, share) = (estimate(20), share(10, 100));
     let problem = problem(&estimate, &share, None);
     let places = guaranteed(&[20, 100]);
-    let level = problem.level(&places, poisson(30.0)).unwrap();
+    let level = problem.level(&places, poisson(30.0), None).unwrap();
     assert_eq!(level, percent(70));
     let granted: Vec<_> = places.iter().map(|place| problem.granted(place, level)).collect();
     assert_eq!(granted, [percent(20), percent(70)]);
@@ -89,7 +89,7 @@ fn time_beside_the_gpu_takes_none_of_a_replicas() {
     let estimate = Estimate { overhead: beside, deviation: Nanos::from_millis(2), ..estimate(10) };
     let problem = problem(&estimate, &share, slo(150));
     // 40 a second of 10 ms keep it busy for 40 % of the time; 80 ms each would be more than three.
-    assert_eq!(problem.cheapest(&[], 1..=8, poisson(40.0)).unwrap().replicas, 1);
+    assert_eq!(problem.cheapest(&[], 1..=8, poisson(40.0), None).unwrap().replicas, 1);
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_grant_counts_only_while_others_in_the_row_are_at_work() {
     let problem = problem(&estimate, &share, slo(100));
     let level = |contended| {
         let place = Place { cap: percent(100), alone: percent(100), contended };
-        problem.level(&[place], poisson(5.0)).unwrap()
+        problem.level(&[place], poisson(5.0), None).unwrap()
     };
     assert_eq!(level(0.0), percent(10));
     assert_eq!(level(0.005), percent(10));
@@ -125,8 +125,8 @@ fn bursts_that_came_take_as_much_as_they_need_and_no_more() {
         let recent = demand.recent();
         let load = Load { rate: recent.peak(), arrival_scv: 8.0, recent: Some(recent) };
         (
-            problem.cheapest(&[], 1..=8, load).unwrap().replicas,
-            problem.cheapest(&[], 1..=8, Load { recent: None, ..load }).unwrap().replicas,
+            problem.cheapest(&[], 1..=8, load, None).unwrap().replicas,
+            problem.cheapest(&[], 1..=8, Load { recent: None, ..load }, None).unwrap().replicas,
         )
     };
     let (even, by_moments) = needs(|_| 4);
@@ -143,7 +143,7 @@ proptest! {
         let (estimate, share) = (estimate(millis), share(floor, floor + more));
         let problem = problem(&estimate, &share, slo(bound));
         let load = poisson(rate);
-        let best = problem.cheapest(&[], 1..=most, load);
+        let best = problem.cheapest(&[], 1..=most, load, None);
         for replicas in 1..=most {
             for quota in problem.grid() {
                 let places = problem.extended(&[], replicas);
@@ -157,5 +157,25 @@ proptest! {
         if let Some(plan) = best {
             prop_assert!(problem.feasible(&problem.extended(&[], plan.replicas), plan.quota, load));
         }
+    }
+
+    #[test]
+    fn where_a_plan_is_looked_for_first_changes_nothing(
+        millis in 1u64..60, bound in 40u64..400, floor in 1u8..60, more in 0u8..40, near in 1u8..=100, near_replicas in 1u32..6,
+        counts in prop::collection::vec(0u64..16, 300), contended in 0.0f64..1.0, most in 1u32..6, factor in 0.5f64..2.0,
+    ) {
+        let (estimate, share) = (estimate(millis), share(floor, floor + more));
+        let problem = problem(&estimate, &share, slo(bound));
+        let mut demand = Demand::new(0.01, Nanos::from_millis(300), 0.01);
+        minute(&mut demand, |step| counts[step as usize - 1]);
+        let recent = demand.recent();
+        let load = Load { rate: recent.peak() * factor, arrival_scv: 2.0, recent: Some(recent) };
+        let places = [Place { cap: percent(100), alone: percent(100), contended }, Place::guaranteed(percent(60))];
+        let level = problem.level(&places, load, None);
+        prop_assert_eq!(level, problem.grid().into_iter().find(|&quota| problem.feasible(&places, quota, load)));
+        prop_assert_eq!(level, problem.level(&places, load, Some(percent(near))));
+        let cheapest = problem.cheapest(&places, 1..=most, load, None);
+        let near = Plan { replicas: near_replicas, quota: percent(near), cost: Area::ZERO };
+        prop_assert_eq!(cheapest, problem.cheapest(&places, 1..=most, load, Some(near)));
     }
 }

@@ -83,7 +83,7 @@ impl Oracle {
             replicas.iter().map(place).collect()
         };
         let soon = load(NEXT);
-        let quota = problem.level(&caps(&serving), soon).unwrap_or(share.ceiling);
+        let quota = problem.level(&caps(&serving), soon, None).unwrap_or(share.ceiling);
         let idle = soon.rate <= 0.0 && view.in_flight == 0 && view.held == 0;
         let reason = format!("{}: {:.1}/s will come", view.name, soon.rate);
         let grants = serving.iter().filter_map(|replica| grant(replica, quota, idle, &share));
@@ -94,7 +94,7 @@ impl Oracle {
         let wanted = if later.rate <= 0.0 && idle {
             bounds.min
         } else {
-            let plan = problem.cheapest(&caps(&present), bounds.min.max(1)..=bounds.max.max(1), later);
+            let plan = problem.cheapest(&caps(&present), bounds.min.max(1)..=bounds.max.max(1), later, None);
             plan.map_or(bounds.max, |plan| plan.replicas)
         };
         let count = u32::try_from(present.len()).unwrap_or(u32::MAX);

@@ -9,7 +9,7 @@ use gpu_share::units::Nanos;
 
 use super::function::{Replica, Scene, load};
 use super::observed::{Observed, is_active};
-use crate::plan::{Load, Place};
+use crate::plan::{Load, Place, Plan};
 use crate::policy::{Action, Decision, ReplicaState};
 
 /// A wanted number of replicas that has not come about is said again after this time.
@@ -42,11 +42,13 @@ pub(super) struct Counts {
     all_needed: Nanos,
     /// The number of replicas that was wanted last, and when.
     scaled: Option<(Nanos, u32)>,
+    /// What was planned last: the next plan is seldom far from it.
+    planned: Option<Plan>,
 }
 
 impl Counts {
     pub(super) fn new(now: Nanos) -> Self {
-        Self { short_since: None, all_needed: now, scaled: None }
+        Self { short_since: None, all_needed: now, scaled: None, planned: None }
     }
 
     /// What to change about the number of replicas, if anything.
@@ -57,10 +59,10 @@ impl Counts {
         moves: &mut Moves,
     ) -> Option<Decision> {
         let (bounds, present) = (scene.view.wish.replicas, scene.present());
-        let demand = scene.said(observed, observed.forecast.cold);
+        let demand = || scene.said(observed, observed.forecast.cold);
         let least = bounds.min.max(u32::from(is_active(scene.view))).min(bounds.max);
         if present < least || present > bounds.max {
-            let reason = format!("{demand}; {least} to {} are allowed", bounds.max);
+            let reason = format!("{}; {least} to {} are allowed", demand(), bounds.max);
             return self.scale(scene, present.clamp(least, bounds.max), reason);
         }
         // Nothing runs and nothing has come: what was forecast before does not start anything.
@@ -71,7 +73,7 @@ impl Counts {
             self.short_since = None;
             return self.removal(scene, observed);
         }
-        let needed = needed(scene, observed, 1.0);
+        let needed = self.needed(scene, observed, 1.0);
         if needed > present {
             self.all_needed = scene.now;
             let since = *self.short_since.get_or_insert(scene.now);
@@ -79,7 +81,7 @@ impl Counts {
                 return None;
             }
             let secs = scene.view.cold_start.secs_f64();
-            let reason = format!("{demand} in {secs:.1} s; {present} at their most can't bear that");
+            let reason = format!("{} in {secs:.1} s; {present} at their most can't bear that", demand());
             return self.scale(scene, needed, reason);
         }
         self.short_since = None;
@@ -122,13 +124,13 @@ impl Counts {
     /// One replica less when it has not been needed for the keep time.
     fn removal(&mut self, scene: &Scene<'_>, observed: &Observed) -> Option<Decision> {
         let (tuning, present) = (scene.tuning, scene.present());
-        let enough = if is_idle(scene, observed) {
-            scene.view.wish.replicas.min
-        } else {
-            needed(scene, observed, tuning.removal_margin).max(scene.view.wish.replicas.min).max(1)
-        };
+        let idle = is_idle(scene, observed);
+        let least = if idle { scene.view.wish.replicas.min } else { scene.view.wish.replicas.min.max(1) };
         let starting = scene.view.replicas.iter().any(|replica| replica.state == ReplicaState::Starting);
-        if present <= enough || starting {
+        if present <= least
+            || starting
+            || (!idle && present <= self.needed(scene, observed, tuning.removal_margin))
+        {
             self.all_needed = scene.now;
         }
         let keep = if present == 1 { tuning.keep_last.max(tuning.keep) } else { tuning.keep };
@@ -144,6 +146,20 @@ impl Counts {
             Some(crowded) => Some(self.stop(crowded, reason)),
             None => self.scale(scene, present - 1, reason),
         }
+    }
+
+    /// The fewest replicas, the present ones first, that bear the demand a cold start from now times `margin`. One in a row
+    /// where its requests are late counts for nothing.
+    fn needed(&mut self, scene: &Scene<'_>, observed: &Observed, margin: f64) -> u32 {
+        let bounds = scene.view.wish.replicas;
+        let Some(problem) = &scene.problem else { return scene.present().clamp(bounds.min, bounds.max) };
+        // A margin below 1 was learnt at another rate, perhaps; a late replica costs more than a spare one.
+        let margin = margin * observed.margin.max(1.0);
+        let load = Load { rate: observed.forecast.cold * margin, ..load(observed, 0.0) };
+        let places: Vec<Place> =
+            scene.staying().map(|replica| replica.place).filter(|place| problem.serves(place)).collect();
+        self.planned = problem.cheapest(&places, 1..=bounds.max, load, self.planned);
+        self.planned.map_or(bounds.max, |plan| plan.replicas).clamp(bounds.min, bounds.max)
     }
 
     fn stop(&mut self, replica: &Replica<'_>, reason: String) -> Decision {
@@ -164,20 +180,6 @@ impl Counts {
 /// Whether no request has come for so long that what was forecast before needs no replica.
 fn is_idle(scene: &Scene<'_>, observed: &Observed) -> bool {
     !is_active(scene.view) && scene.now.since(observed.active) >= scene.tuning.park_after
-}
-
-/// The fewest replicas, the present ones first, that bear the demand a cold start from now times `margin`. One in a row
-/// where its requests are late counts for nothing.
-fn needed(scene: &Scene<'_>, observed: &Observed, margin: f64) -> u32 {
-    let bounds = scene.view.wish.replicas;
-    let Some(problem) = &scene.problem else { return scene.present().clamp(bounds.min, bounds.max) };
-    // A margin below 1 was learnt at another rate, perhaps; a late replica costs more than a spare one.
-    let margin = margin * observed.margin.max(1.0);
-    let load = Load { rate: observed.forecast.cold * margin, ..load(observed, 0.0) };
-    let places: Vec<Place> =
-        scene.staying().map(|replica| replica.place).filter(|place| problem.serves(place)).collect();
-    let plan = problem.cheapest(&places, 1..=bounds.max, load);
-    plan.map_or(bounds.max, |plan| plan.replicas).clamp(bounds.min, bounds.max)
 }
 
 /// Of the replicas whose requests are late because of others in their row, the one where it is worst.

@@ -22,7 +22,19 @@ pub(super) struct Grants {
 /// The quota wanted now, and why.
 struct Level {
     quota: Quota,
-    reason: String,
+    why: Why,
+}
+
+/// Why a quota is wanted.
+enum Why {
+    /// The service time is not known yet.
+    Unknown,
+    /// The safety net was set off, by this.
+    Alarm(String),
+    /// It keeps the objective.
+    Keeps,
+    /// The replicas can't bear the demand.
+    Exceeded,
 }
 
 impl Grants {
@@ -34,11 +46,19 @@ impl Grants {
     /// Up at once; down to the most that was needed in the hold time, and not for less than the dead band.
     pub(super) fn decide(&mut self, scene: &Scene<'_>, observed: &mut Observed) -> Vec<Decision> {
         let serving = serving(scene, observed);
-        let level = level(scene, &serving, observed);
+        let near = self.needed.back().map(|&(_, quota)| quota);
+        let level = level(scene, &serving, observed, near);
         self.needed.push_back((scene.now, level.quota));
         while self.needed.pop_front_if(|&mut (at, _)| scene.now.since(at) > scene.tuning.hold).is_some() {}
         let held = self.needed.iter().map(|&(_, quota)| quota).max().unwrap_or(level.quota);
-        let change = |replica: &Replica<'_>| grant(replica.view, &level, held, scene.share, scene.tuning);
+        let change = |replica: &Replica<'_>| {
+            let quota = grant(replica.view, level.quota, held, scene.share, scene.tuning)?;
+            let reason = level.reason(scene, &serving, observed);
+            Some(Decision {
+                action: Action::Grant { replica: replica.view.id.clone(), quota },
+                reason: format!("{reason} (from {})", replica.view.grant),
+            })
+        };
         serving.iter().filter_map(change).collect()
     }
 }
@@ -56,7 +76,7 @@ fn serving<'a>(scene: &Scene<'a>, observed: &Observed) -> Vec<Replica<'a>> {
     let is_spare = |replica: &ReplicaView| replica.state == ReplicaState::Parked && replica.in_flight == 0;
     for &parked in scene.replicas.iter().filter(|replica| is_spare(replica.view)) {
         let enough = scene.problem.is_none_or(|problem| {
-            problem.level(&places(&serving), load(observed, observed.forecast.vertical)).is_some()
+            problem.level(&places(&serving), load(observed, observed.forecast.vertical), None).is_some()
         });
         if enough && !serving.is_empty() {
             break;
@@ -66,31 +86,50 @@ fn serving<'a>(scene: &Scene<'a>, observed: &Observed) -> Vec<Replica<'a>> {
     serving
 }
 
-/// The quota that each serving replica needs now.
-fn level(scene: &Scene<'_>, serving: &[Replica<'_>], observed: &mut Observed) -> Level {
+/// The quota that each serving replica needs now; `near` is where it was.
+fn level(scene: &Scene<'_>, serving: &[Replica<'_>], observed: &mut Observed, near: Option<Quota>) -> Level {
     let (view, share) = (scene.view, scene.share);
-    let demand = scene.said(observed, observed.forecast.vertical);
     let Some(problem) = &scene.problem else {
         let quota = if is_active(view) { share.ceiling } else { share.floor };
-        return Level { quota, reason: format!("{demand}; its service time is not known yet") };
+        return Level { quota, why: Why::Unknown };
     };
     if let Some(alarm) = alarm(scene, serving, problem, observed) {
-        return Level { quota: share.ceiling, reason: format!("{demand}; {alarm}") };
+        return Level { quota: share.ceiling, why: Why::Alarm(alarm) };
     }
     let places = places(serving);
     let load = load(observed, observed.forecast.vertical);
-    let needed = problem.level(&places, load);
-    let (count, sound) = (places.len(), needed.is_some() && !places.is_empty());
-    let found = needed.map(|needed| problem.level(&untaken(serving), load).map_or(needed, |q| q.max(needed)));
-    let level = match found {
-        Some(quota) => {
-            let latency = problem.latency(&places, quota, load) * 1e3;
-            Level { quota, reason: format!("{demand}; {quota} on each of {count} keeps {latency:.0} ms") }
+    let needed = problem.level(&places, load, near);
+    let sound = needed.is_some() && !places.is_empty();
+    let level = match needed {
+        Some(needed) => {
+            let untaken = untaken(serving);
+            let more = (untaken != places).then(|| problem.level(&untaken, load, Some(needed))).flatten();
+            Level { quota: more.map_or(needed, |more| more.max(needed)), why: Why::Keeps }
         }
-        None => Level { quota: share.ceiling, reason: format!("{demand}; more than {count} can bear") },
+        None => Level { quota: share.ceiling, why: Why::Exceeded },
     };
     observed.sound_since = if sound { observed.sound_since.or(Some(scene.now)) } else { None };
     level
+}
+
+impl Level {
+    /// For people.
+    fn reason(&self, scene: &Scene<'_>, serving: &[Replica<'_>], observed: &Observed) -> String {
+        let demand = scene.said(observed, observed.forecast.vertical);
+        let count = serving.len();
+        match &self.why {
+            Why::Unknown => format!("{demand}; its service time is not known yet"),
+            Why::Alarm(alarm) => format!("{demand}; {alarm}"),
+            Why::Exceeded => format!("{demand}; more than {count} can bear"),
+            Why::Keeps => {
+                let (quota, load) = (self.quota, load(observed, observed.forecast.vertical));
+                let latency = scene
+                    .problem
+                    .map_or(f64::INFINITY, |problem| problem.latency(&places(serving), quota, load) * 1e3);
+                format!("{demand}; {quota} on each of {count} keeps {latency:.0} ms")
+            }
+        }
+    }
 }
 
 /// Places as grants are measured in them: alone in a row, a replica's grant takes nothing from anybody, and is what it
@@ -131,24 +170,10 @@ fn alarm(
     (count >= 3.0 && mean > limit).then(|| format!("latency is {:.0} ms", mean * 1e3))
 }
 
-/// A new grant for `replica` where it must rise or may fall.
-fn grant(
-    replica: &ReplicaView,
-    level: &Level,
-    held: Quota,
-    share: &Share,
-    tuning: &Tuning,
-) -> Option<Decision> {
+/// A new grant for `replica` where it must rise to what is `wanted` or may fall to what was needed in the hold time.
+fn grant(replica: &ReplicaView, wanted: Quota, held: Quota, share: &Share, tuning: &Tuning) -> Option<Quota> {
     let cap = cap(replica, share);
-    let (wanted, held) = (level.quota.clamp(share.floor, cap), held.clamp(share.floor, cap));
+    let (wanted, held) = (wanted.clamp(share.floor, cap), held.clamp(share.floor, cap));
     let falls = replica.grant.saturating_sub(held) > tuning.dead_band;
-    let quota = if wanted > replica.grant {
-        wanted
-    } else if falls {
-        held
-    } else {
-        return None;
-    };
-    let reason = format!("{} (from {})", level.reason, replica.grant);
-    Some(Decision { action: Action::Grant { replica: replica.id.clone(), quota }, reason })
+    if wanted > replica.grant { Some(wanted) } else { falls.then_some(held) }
 }
