@@ -92,7 +92,7 @@ impl Quota {
     /// The nearest quota to `fraction`; what lies outside 0 to 1 is moved to the end it passed.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped to 0..=1e6 just before.
     pub fn saturating_from_fraction(fraction: f64) -> Self {
-        Self((fraction.clamp(0.0, 1.0) * 1e6).round() as u32)
+        Self(nearest(fraction.clamp(0.0, 1.0) * 1e6) as u32)
     }
 
     /// Parts per million, 0 to 1,000,000.
@@ -303,7 +303,7 @@ impl Nanos {
     /// `seconds` to the nearest nanosecond; what is negative or not a number is zero.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Float casts saturate, and NaN is 0.
     pub fn from_secs_f64(seconds: f64) -> Self {
-        Self((seconds * 1e9).round() as u64)
+        Self(nearest(seconds * 1e9))
     }
 
     /// In seconds.
@@ -365,9 +365,30 @@ impl From<Nanos> for Duration {
     }
 }
 
+/// The nearest whole number, of two the larger; what is negative or not a number is 0, what is too large the largest there is.
+///
+/// What `f64::round` does, without the call into the math library that it is where a processor may lack the instruction.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Float casts saturate, and NaN is 0.
+#[allow(clippy::cast_precision_loss)] // Back again: it is the whole part of a float, so it is one.
+fn nearest(value: f64) -> u64 {
+    let below = value as u64;
+    below.saturating_add(u64::from(value - below as f64 >= 0.5))
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn the_nearest_whole_number_is_the_standard_librarys(bits in any::<u64>(), small in -1e3f64..1e18, half in 0u64..1 << 51) {
+            for value in [f64::from_bits(bits), small, half as f64 + 0.5, (half as f64 + 0.5).next_down()] {
+                prop_assert_eq!(nearest(value), value.round() as u64, "{}", value);
+            }
+        }
+    }
 
     #[test]
     fn units_are_rounded_up() {

@@ -146,6 +146,9 @@ pub(crate) struct Arrivals {
     /// The present segment or minute, and when it starts.
     place: usize,
     start: f64,
+    /// Expected requests of the present segment, and how fast its rate rises.
+    expected: f64,
+    slope: f64,
     /// Expected requests from the segment's start to the next arrival; requests of the minute that are to come; or the
     /// end of the MMPP's present state.
     progress: f64,
@@ -162,7 +165,10 @@ impl Arrivals {
             Load::Mmpp { .. } => high = random.unit() < 0.5,
             Load::Client(_) | Load::Times(_) => {}
         }
-        let mut arrivals = Self { load, random, place: 0, start: 0.0, progress, last: 0.0, high };
+        let (expected, slope) = (0.0, 0.0);
+        let mut arrivals =
+            Self { load, random, place: 0, start: 0.0, expected, slope, progress, last: 0.0, high };
+        arrivals.enter_segment();
         if let Load::Mmpp { rate, dispersion, .. } = arrivals.load {
             arrivals.progress = arrivals.stay(rate, dispersion);
         }
@@ -191,21 +197,29 @@ impl Arrivals {
 
     /// A process with a changing rate is one of rate 1 whose clock is the expected number of requests so far.
     fn next_poisson(&mut self) -> Option<f64> {
-        let Load::Poisson(segments) = &self.load else { return None };
         loop {
-            let segment = segments.get(self.place)?;
-            let expected = segment.seconds * f64::midpoint(segment.from, segment.to);
-            if self.progress < expected {
-                let slope = (segment.to - segment.from) / segment.seconds;
+            let Load::Poisson(segments) = &self.load else { return None };
+            let segment = *segments.get(self.place)?;
+            if self.progress < self.expected {
                 // The root of rate·t + slope·t²/2 = progress, in the form that is exact for a small slope.
-                let root = (segment.from * segment.from + 2.0 * slope * self.progress).max(0.0).sqrt();
+                let root = (segment.from * segment.from + 2.0 * self.slope * self.progress).max(0.0).sqrt();
                 let after = 2.0 * self.progress / (segment.from + root).max(f64::MIN_POSITIVE);
                 self.progress += self.random.exponential();
                 return Some(self.start + after.clamp(0.0, segment.seconds));
             }
-            self.progress -= expected;
+            self.progress -= self.expected;
             self.start += segment.seconds;
             self.place += 1;
+            self.enter_segment();
+        }
+    }
+
+    /// Works out what every arrival of the present segment needs.
+    fn enter_segment(&mut self) {
+        let Load::Poisson(segments) = &self.load else { return };
+        if let Some(segment) = segments.get(self.place) {
+            self.expected = segment.seconds * f64::midpoint(segment.from, segment.to);
+            self.slope = (segment.to - segment.from) / segment.seconds;
         }
     }
 

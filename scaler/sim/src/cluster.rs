@@ -21,7 +21,7 @@ use crate::arrivals::{Arrivals, Load};
 use crate::client::Client;
 use crate::event::{Event, Queue};
 use crate::gpu::{Contention, Engine};
-use crate::random::{Purpose, Spread, Stream};
+use crate::random::{LogNormal, Purpose, Stream};
 use crate::report::{Histogram, Outcome, Report};
 use crate::spec::{Cards, Control, Faults, FunctionSpec, Spec};
 use crate::surface::Surface;
@@ -44,6 +44,8 @@ pub struct Cluster {
     horizon: Nanos,
     gpus: Vec<Card>,
     replicas: Vec<Replica>,
+    /// Where each replica is on its GPU: what others there look at when they begin work, in little memory.
+    seats: Vec<Seat>,
     free_replicas: Vec<u32>,
     requests: Vec<Request>,
     free_requests: Vec<u32>,
@@ -95,8 +97,6 @@ struct Replica {
     generation: u32,
     function: u32,
     gpu: u32,
-    /// Of its GPU, if the ledger placed it.
-    row: Option<u32>,
     state: ReplicaState,
     /// Its place is taken.
     exists: bool,
@@ -115,11 +115,21 @@ struct Replica {
     version: u32,
     filling: bool,
     engine: Engine,
-    /// GPU time by size of the batch, from 1.
+    /// GPU time by size of the batch, from 1, and the part of it that each neighbour at work adds.
     times: Vec<Nanos>,
+    slowed: f64,
     /// GPU time of the work on the GPU.
     needs: Nanos,
     meter: account::Meter,
+}
+
+/// Where a replica is on its GPU.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seat {
+    /// Of its GPU, if the ledger placed it.
+    row: Option<u32>,
+    /// It has work on the GPU.
+    works: bool,
 }
 
 /// One request, or the place of one.
@@ -135,7 +145,7 @@ struct Request {
 struct Function {
     surface: Arc<Surface>,
     contention: Contention,
-    cpu: Spread,
+    cpu: LogNormal,
     workers: u32,
     limit: u32,
     fill: Nanos,
@@ -189,6 +199,7 @@ impl Cluster {
             horizon,
             gpus: (0..spec.cards.count).map(|index| place::card(&spec.cards, index)).collect(),
             replicas: Vec::new(),
+            seats: Vec::new(),
             free_replicas: Vec::new(),
             requests: Vec::new(),
             free_requests: Vec::new(),
@@ -303,7 +314,7 @@ impl Function {
         Self {
             surface: function.surface.clone(),
             contention: function.contention,
-            cpu: function.cpu,
+            cpu: function.cpu.law(),
             workers: if function.workers == 0 { u32::MAX } else { function.workers },
             limit: if function.limit == 0 { u32::MAX } else { function.limit },
             fill: function.fill,

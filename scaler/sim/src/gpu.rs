@@ -40,11 +40,13 @@ impl Contention {
 
     /// How many times as long work takes at `sm` beside `others` busy replicas.
     pub fn slowdown(&self, sm: SmShare, others: u32) -> f64 {
-        1.0 + self.coefficient(f64::from(sm.percent())) * f64::from(others)
+        1.0 + self.coefficient(sm) * f64::from(others)
     }
 
-    /// Linear between the measured SM shares; below them as at the smallest one.
-    fn coefficient(&self, sm: f64) -> f64 {
+    /// What each busy replica adds at `sm`, as a part: linear between the measured SM shares; below them as at the smallest
+    /// one.
+    pub fn coefficient(&self, sm: SmShare) -> f64 {
+        let sm = f64::from(sm.percent());
         let [low, middle, high] = self.points;
         let mixed = |from: usize, a: f64, b: f64| {
             let part = (sm - MEASURED[from]) / (MEASURED[from + 1] - MEASURED[from]);

@@ -89,19 +89,43 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// A draw, in the unit of the mean.
-    pub fn draw(&self, random: &mut Stream) -> f64 {
+    /// To be drawn from.
+    pub fn law(&self) -> LogNormal {
         if self.cv <= 0.0 || self.mean <= 0.0 {
-            return self.mean.max(0.0);
+            return LogNormal { mean: self.mean.max(0.0), sigma: 0.0, variance: 0.0 };
         }
         let variance = (1.0 + self.cv * self.cv).ln();
-        self.mean * (variance.sqrt() * random.normal() - 0.5 * variance).exp()
+        LogNormal { mean: self.mean, sigma: variance.sqrt(), variance }
     }
 
     /// The value that a part of 95 % does not exceed.
     pub fn p95(&self) -> f64 {
         let variance = (1.0 + self.cv * self.cv).ln();
         self.mean.max(0.0) * (1.645 * variance.sqrt() - 0.5 * variance).exp()
+    }
+}
+
+/// What draws from a [`Spread`] need, worked out once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogNormal {
+    mean: f64,
+    /// Standard deviation of the logarithm, and its square.
+    sigma: f64,
+    variance: f64,
+}
+
+impl LogNormal {
+    /// A draw, in the unit of the mean.
+    pub fn draw(&self, random: &mut Stream) -> f64 {
+        if self.sigma <= 0.0 {
+            return self.mean;
+        }
+        self.mean * (self.sigma * random.normal() - 0.5 * self.variance).exp()
+    }
+
+    /// Whether every draw is 0.
+    pub fn is_zero(&self) -> bool {
+        self.mean <= 0.0
     }
 }
 
@@ -132,9 +156,9 @@ mod tests {
         let (mean, deviation) = moments(&mut || stream.exponential());
         assert!((mean - 1.0).abs() < 0.01 && (deviation - 1.0).abs() < 0.02, "{mean} {deviation}");
         let spread = Spread { mean: 70.0, cv: 0.3 };
-        let (mean, deviation) = moments(&mut || spread.draw(&mut stream));
+        let (mean, deviation) = moments(&mut || spread.law().draw(&mut stream));
         assert!((mean - 70.0).abs() < 0.3 && (deviation / mean - 0.3).abs() < 0.01, "{mean} {deviation}");
-        let below = (0..n).filter(|_| spread.draw(&mut stream) <= spread.p95()).count();
+        let below = (0..n).filter(|_| spread.law().draw(&mut stream) <= spread.p95()).count();
         assert!((f64::from(u32::try_from(below).unwrap()) / f64::from(n) - 0.95).abs() < 0.003);
     }
 }

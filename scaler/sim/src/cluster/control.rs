@@ -72,7 +72,7 @@ impl Cluster {
                 granted += replica.share.sm.fraction() * replica.engine.grant().fraction();
                 let view = &mut self.views[self.view_at[index]].replicas[position];
                 view.state = replica.state;
-                view.row = replica.row.unwrap_or(0);
+                view.row = self.seats[place as usize].row.unwrap_or(0);
                 view.grant = replica.engine.grant();
                 view.room = room;
                 view.in_flight = replica.in_flight;

@@ -7,7 +7,7 @@ use gpu_share::units::{Nanos, Quota};
 use scaler::policy::{ReplicaState, ReplicaView};
 
 use super::account::Meter;
-use super::{Cluster, Replica, place_of};
+use super::{Cluster, Replica, Seat, place_of};
 use crate::event::Event;
 use crate::gpu::Engine;
 
@@ -31,13 +31,15 @@ impl Cluster {
     pub(super) fn start(&mut self, index: u32, share: Share, gpu: u32, by_ledger: bool, ready: bool) -> bool {
         let place = self.free_replicas.pop().unwrap_or_else(|| {
             self.replicas.push(nowhere(share, self.cards.enforcement));
+            self.seats.push(Seat::default());
             place_of(self.replicas.len()) - 1
         });
         let counted = self.counted();
         let replica = &mut self.replicas[place as usize];
         replica.generation = replica.generation.wrapping_add(1);
         replica.id = format!("r-{}-{place}", replica.generation);
-        (replica.function, replica.gpu, replica.share, replica.row) = (index, gpu, share, None);
+        (replica.function, replica.gpu, replica.share) = (index, gpu, share);
+        self.seats[place as usize] = Seat::default();
         (replica.exists, replica.state, replica.born) = (true, ReplicaState::Starting, self.now);
         replica.engine = Engine::new(self.cards.enforcement, share.floor, self.now);
         replica.meter = Meter::new(&share, self.cards.memory, counted);
@@ -59,7 +61,7 @@ impl Cluster {
             state: ReplicaState::Starting,
             share: replica.share,
             gpu: replica.gpu,
-            row: replica.row.unwrap_or(0),
+            row: self.seats[place as usize].row.unwrap_or(0),
             grant: replica.share.floor,
             room: replica.share.ceiling,
             in_flight: 0,
@@ -75,7 +77,7 @@ impl Cluster {
             return self.ready(place, generation);
         }
         function.outcome.cold_starts += 1;
-        let seconds = self.control.cold_start.draw(&mut function.start);
+        let seconds = self.control.cold_start.law().draw(&mut function.start);
         if function.cold_starts.len() == COLD_STARTS {
             function.cold_starts.pop_front();
         }
@@ -148,9 +150,10 @@ impl Cluster {
     /// A replica ends at once; its requests get no answer.
     fn kill(&mut self, place: u32) {
         let replica = &mut self.replicas[place as usize];
-        let by_ledger = replica.row.is_some();
+        let by_ledger = self.seats[place as usize].row.is_some();
         let index = replica.function;
         let batch = core::mem::take(&mut replica.batch);
+        self.seats[place as usize].works = false;
         let waiting: Vec<u32> =
             replica.queue.drain(..).chain(replica.unprepared.drain(..)).chain(batch).collect();
         let preparing: Vec<u32> =
@@ -227,7 +230,6 @@ fn nowhere(share: Share, enforcement: crate::gpu::Enforcement) -> Replica {
         generation: 0,
         function: 0,
         gpu: 0,
-        row: None,
         state: ReplicaState::Starting,
         exists: false,
         share,
@@ -242,6 +244,7 @@ fn nowhere(share: Share, enforcement: crate::gpu::Enforcement) -> Replica {
         filling: false,
         engine: Engine::new(enforcement, Quota::ZERO, Nanos::ZERO),
         times: Vec::new(),
+        slowed: 0.0,
         needs: Nanos::ZERO,
         meter: Meter::new(&share, gpu_share::units::Bytes::ZERO, Nanos::ZERO),
     }

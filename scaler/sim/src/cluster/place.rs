@@ -43,6 +43,16 @@ impl Card {
     }
 }
 
+/// Who works on a GPU beside a replica.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Beside {
+    /// Replicas in other rows.
+    pub(super) neighbours: u32,
+    /// Grants and floors of those in its own, in parts per million.
+    pub(super) grants: u32,
+    pub(super) floors: u32,
+}
+
 impl Cluster {
     /// The GPU with room for `share` that it leaves the least room on, as the ledger chooses among a node's.
     pub(super) fn best_fit(&self, share: &Share) -> Option<u32> {
@@ -62,7 +72,7 @@ impl Cluster {
 
     /// Binds the replica at `place` on its GPU; in the ledger, if that is to say what fits. False if it does not fit.
     pub(super) fn bind(&mut self, place: u32, by_ledger: bool) -> bool {
-        let replica = &mut self.replicas[place as usize];
+        let replica = &self.replicas[place as usize];
         let card = &mut self.gpus[replica.gpu as usize];
         let share = replica.share;
         if by_ledger {
@@ -71,7 +81,7 @@ impl Cluster {
             else {
                 return false;
             };
-            replica.row = Some(binding.row);
+            self.seats[place as usize].row = Some(binding.row);
             let (withdrawn, moved) = (displaced.withdrawn, displaced.moved);
             card.replicas.push(place);
             for id in &moved {
@@ -90,7 +100,7 @@ impl Cluster {
     pub(super) fn unbind(&mut self, place: u32) {
         let replica = &self.replicas[place as usize];
         let card = &mut self.gpus[replica.gpu as usize];
-        if replica.row.is_some()
+        if self.seats[place as usize].row.is_some()
             && let Some(id) = binding_id(&replica.id)
         {
             // What was bound is in the ledger.
@@ -104,7 +114,7 @@ impl Cluster {
     /// Gives a replica `quota`, or what its row has left.
     pub(super) fn grant(&mut self, place: u32, quota: Quota) {
         let replica = &self.replicas[place as usize];
-        let given = if replica.row.is_none() {
+        let given = if self.seats[place as usize].row.is_none() {
             quota
         } else {
             let card = &mut self.gpus[replica.gpu as usize];
@@ -124,7 +134,7 @@ impl Cluster {
     /// The most that a replica could have now: what the others in its row leave, as far as its share goes.
     pub(super) fn room(&self, place: u32) -> Quota {
         let replica = &self.replicas[place as usize];
-        if replica.row.is_none() {
+        if self.seats[place as usize].row.is_none() {
             return replica.share.ceiling;
         }
         let others = self.row_mates(place).map(|mate| self.replicas[mate as usize].engine.grant());
@@ -134,28 +144,38 @@ impl Cluster {
 
     /// Replicas in the same row of the same GPU.
     pub(super) fn row_mates(&self, place: u32) -> impl Iterator<Item = u32> {
-        let replica = &self.replicas[place as usize];
-        let (row, gpu) = (replica.row, replica.gpu);
-        let on_card = self.gpus[gpu as usize].replicas.iter().copied();
-        on_card.filter(move |&mate| mate != place && row.is_some() && self.replicas[mate as usize].row == row)
+        let row = self.seats[place as usize].row;
+        let on_card = &self.gpus[self.replicas[place as usize].gpu as usize].replicas;
+        let mates = on_card.iter().copied();
+        mates.filter(move |&mate| mate != place && row.is_some() && self.seats[mate as usize].row == row)
     }
 
-    /// Replicas that work on the GPU beside this one, in other rows.
-    pub(super) fn neighbours(&self, place: u32) -> u32 {
-        let replica = &self.replicas[place as usize];
-        let card = &self.gpus[replica.gpu as usize];
-        let beside = card.replicas.iter().filter(|&&other| {
-            let mate = &self.replicas[other as usize];
-            other != place && !mate.batch.is_empty() && (replica.row.is_none() || mate.row != replica.row)
-        });
-        super::place_of(beside.count())
+    /// Who works on the GPU of this one.
+    pub(super) fn beside(&self, place: u32) -> Beside {
+        let row = self.seats[place as usize].row;
+        let card = &self.gpus[self.replicas[place as usize].gpu as usize];
+        let mut beside = Beside::default();
+        for &other in card.replicas.iter().filter(|&&other| other != place) {
+            let seat = self.seats[other as usize];
+            if !seat.works {
+                continue;
+            }
+            if row.is_none() || seat.row != row {
+                beside.neighbours += 1;
+            } else {
+                let mate = &self.replicas[other as usize];
+                beside.grants += mate.engine.grant().ppm();
+                beside.floors += mate.share.floor.ppm();
+            }
+        }
+        beside
     }
 
     fn follow_row(&mut self, id: &BindingId) {
         let Some(place) = place_of_id(id.as_str()) else { return };
-        let replica = &mut self.replicas[place as usize];
-        if let Ok(binding) = self.gpus[replica.gpu as usize].ledger.get(id) {
-            replica.row = Some(binding.row);
+        let gpu = self.replicas[place as usize].gpu;
+        if let Ok(binding) = self.gpus[gpu as usize].ledger.get(id) {
+            self.seats[place as usize].row = Some(binding.row);
         }
     }
 
@@ -194,6 +214,7 @@ impl Cluster {
         let function = &self.functions[replica.function as usize];
         let (sm, quota) = (replica.share.sm, replica.engine.grant());
         let gated = self.cards.enforcement == Enforcement::LaunchGated;
+        replica.slowed = function.contention.coefficient(sm);
         replica.times.clear();
         replica
             .times

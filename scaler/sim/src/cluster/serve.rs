@@ -3,6 +3,7 @@
 use gpu_share::units::{Nanos, Quota};
 use scaler::policy::ReplicaState;
 
+use super::place::Beside;
 use super::{Cluster, Request, Source, place_of};
 use crate::client::Next;
 use crate::event::Event;
@@ -116,7 +117,7 @@ impl Cluster {
         }
         let replica = &mut self.replicas[place as usize];
         let function = &mut self.functions[replica.function as usize];
-        if function.cpu.mean <= 0.0 {
+        if function.cpu.is_zero() {
             replica.queue.push_back(request);
             self.begin_work(place);
         } else if replica.preparing < function.workers {
@@ -190,17 +191,17 @@ impl Cluster {
         if items == 0 {
             return self.after_drain(place);
         }
-        let function = &self.functions[self.replicas[place as usize].function as usize];
-        let alone = self.replicas[place as usize].times[items - 1];
-        let needs = if function.contention == crate::gpu::Contention::default() {
-            alone
+        let replica = &self.replicas[place as usize];
+        let (alone, slowed) = (replica.times[items - 1], replica.slowed);
+        // As it is when the batch begins: neighbours that come and go while it runs even out.
+        let beside = self.beside(place);
+        let needs = if slowed > 0.0 && beside.neighbours > 0 {
+            Nanos::from_secs_f64(alone.secs_f64() * (1.0 + slowed * f64::from(beside.neighbours)))
         } else {
-            // As it is when the batch begins: neighbours that come and go while it runs even out.
-            let slowdown =
-                function.contention.slowdown(self.replicas[place as usize].share.sm, self.neighbours(place));
-            Nanos::from_secs_f64(alone.secs_f64() * slowdown)
+            alone
         };
-        let lent = self.lent(place);
+        let lent = self.lent(place, beside);
+        self.seats[place as usize].works = true;
         let replica = &mut self.replicas[place as usize];
         replica.needs = needs;
         let end = replica.engine.begin(needs, lent, self.now);
@@ -209,22 +210,18 @@ impl Cluster {
 
     /// Time that nobody in the row uses when the work begins, up to the ceiling: among those who work, each gets a part as
     /// its floor is.
-    fn lent(&self, place: u32) -> Quota {
+    fn lent(&self, place: u32, beside: Beside) -> Quota {
         if !matches!(self.cards.enforcement, Enforcement::GpuTime { lends: true, .. }) {
             return Quota::ZERO;
         }
         let replica = &self.replicas[place as usize];
-        let (mut idle, mut floors) =
-            (Quota::WHOLE.saturating_sub(replica.engine.grant()), replica.share.floor.ppm());
-        for mate in self.row_mates(place) {
-            let mate = &self.replicas[mate as usize];
-            if !mate.batch.is_empty() {
-                idle = idle.saturating_sub(mate.engine.grant());
-                floors += mate.share.floor.ppm();
-            }
-        }
-        let part = f64::from(replica.share.floor.ppm()) / f64::from(floors.max(1));
         let most = replica.share.ceiling.saturating_sub(replica.engine.grant());
+        let taken = Quota::from_ppm(replica.engine.grant().ppm() + beside.grants).unwrap_or(Quota::WHOLE);
+        let (idle, floor) = (Quota::WHOLE.saturating_sub(taken), replica.share.floor.ppm());
+        if beside.floors == 0 {
+            return idle.min(most);
+        }
+        let part = f64::from(floor) / f64::from(floor + beside.floors);
         Quota::saturating_from_fraction(idle.fraction() * part).min(most)
     }
 
@@ -247,6 +244,7 @@ impl Cluster {
         replica.meter.uses(needs, self.now <= self.horizon);
         // The spare vector takes its place: an answer may bring the next request, and with it the next batch.
         core::mem::swap(&mut replica.batch, &mut self.answered);
+        self.seats[place as usize].works = false;
         replica.in_flight -= place_of(self.answered.len());
         let function = replica.function;
         for index in 0..self.answered.len() {

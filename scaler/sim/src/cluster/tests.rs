@@ -9,6 +9,7 @@ use scaler::policy::{Decision, by_name};
 use super::*;
 use crate::arrivals::Segment;
 use crate::gpu::Enforcement;
+use crate::random::Spread;
 use crate::spec::Routing;
 use crate::surface::Surfaces;
 
