@@ -1,6 +1,7 @@
 //! Which grants and how many replicas keep an objective, and the cheapest of them.
 //!
-//! Owns the test of feasibility and the search over it. It decides nothing over time: when to change is the policy's.
+//! Owns the test of feasibility and the search over it; where there are not enough GPUs, [`pool`] divides them. It decides
+//! nothing over time: when to change is the policy's.
 
 use core::ops::RangeInclusive;
 
@@ -11,6 +12,8 @@ use gpu_share::units::{Area, Bytes, Nanos, Quota};
 use crate::demand::Recent;
 use crate::profile::Estimate;
 use crate::queueing::{Queue, Slack, replay};
+
+pub mod pool;
 
 /// Busiest that a queue may be planned, whatever the formulas say: near 1 a small error of the rate is a long queue.
 const BUSIEST: f64 = 0.9;

@@ -53,6 +53,8 @@ pub struct FunctionView {
     pub latencies: Vec<Nanos>,
     /// How long a cold start takes: the 95th percentile of recent ones, or a default.
     pub cold_start: Nanos,
+    /// The last replica that was to start has found no room on any GPU.
+    pub no_room: bool,
 }
 
 /// What is known of one replica when a decision is asked for.

@@ -60,6 +60,19 @@ impl Default for Replicas {
     }
 }
 
+/// Whose requests come first where there are not enough GPUs for all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Has what others leave, but never nothing.
+    Low,
+    /// Between the two.
+    #[default]
+    Normal,
+    /// Before all others.
+    High,
+}
+
 /// What a function asks for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Wish {
@@ -75,6 +88,9 @@ pub struct Wish {
     pub batch: u32,
     /// Bounds of the number of replicas.
     pub replicas: Replicas,
+    /// Whether others come first where there are not enough GPUs.
+    #[serde(default)]
+    pub priority: Priority,
 }
 
 impl Wish {
@@ -102,6 +118,7 @@ impl Wish {
             model: parse_with(annotation::MODEL).map(|model| known(model, profiles)).transpose()?,
             batch: parse_with(annotation::BATCH).map(batch).transpose()?.unwrap_or(1),
             replicas: parse_with(annotation::REPLICAS).map(replicas).transpose()?.unwrap_or_default(),
+            priority: parse_with(annotation::PRIORITY).map(priority).transpose()?.unwrap_or_default(),
         };
         let asks = shape.sm.is_some() || shape.quota.is_some() || shape.memory.is_some();
         Ok(asks.then_some(wish))
@@ -218,6 +235,15 @@ fn scaling((key, value): Pair<'_>) -> Result<Scaling, Invalid> {
     }
 }
 
+fn priority((key, value): Pair<'_>) -> Result<Priority, Invalid> {
+    match value {
+        "low" => Ok(Priority::Low),
+        "normal" => Ok(Priority::Normal),
+        "high" => Ok(Priority::High),
+        _ => Err(Invalid::new(key, value, "low, normal or high")),
+    }
+}
+
 fn known((key, value): Pair<'_>, profiles: &Profiles) -> Result<String, Invalid> {
     if profiles.get(value).is_some() {
         return Ok(value.into());
@@ -298,6 +324,7 @@ mod tests {
             ("model", "resnet50"),
             ("batch", "4"),
             ("replicas", "0..3"),
+            ("priority", "high"),
         ])
         .unwrap()
         .unwrap();
@@ -308,6 +335,7 @@ mod tests {
         assert_eq!(wish.slo.unwrap().to_string(), "p95<100ms");
         assert_eq!(wish.scaling, Scaling::Vertical);
         assert_eq!((wish.batch, wish.replicas), (4, Replicas { min: 0, max: 3 }));
+        assert_eq!(wish.priority, Priority::High);
     }
 
     #[test]
@@ -342,6 +370,7 @@ mod tests {
             ("batch", "0"),
             ("replicas", "3..1"),
             ("replicas", "1"),
+            ("priority", "urgent"),
         ];
         for (field, value) in cases {
             let error = read(&[("sm", "30"), (field, value)]).unwrap_err().to_string();
@@ -363,7 +392,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_makes_the_reader_panic(key in "(sm|quota|memory|slo|replicas|batch)", value in "\\PC{0,24}") {
+        fn no_text_makes_the_reader_panic(key in "(sm|quota|memory|slo|replicas|batch|priority)", value in "\\PC{0,24}") {
             let _ = read(&[(&key, &value)]);
         }
     }

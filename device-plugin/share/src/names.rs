@@ -20,6 +20,8 @@ pub mod annotation {
     pub const BATCH: &str = "gpufn.dev/batch";
     /// Smallest and largest number of replicas, such as `0..8`.
     pub const REPLICAS: &str = "gpufn.dev/replicas";
+    /// Whose requests come first where there are not enough GPUs: `low`, `normal` or `high`.
+    pub const PRIORITY: &str = "gpufn.dev/priority";
     /// Written back: the present quota in percent.
     pub const GRANT: &str = "gpufn.dev/grant";
     /// Written back: UUID of the GPU.

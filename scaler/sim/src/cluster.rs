@@ -158,6 +158,8 @@ struct Function {
     route: Stream,
     /// Replicas that there should be.
     wanted: u32,
+    /// The last one that was to start found no room.
+    no_room: bool,
     replicas: Vec<u32>,
     held: VecDeque<u32>,
     /// Seconds that the last cold starts took.
@@ -326,6 +328,7 @@ impl Function {
             fail: stream(Purpose::Failure),
             route: stream(Purpose::Routing),
             wanted: 0,
+            no_room: false,
             replicas: Vec::new(),
             held: VecDeque::new(),
             cold_starts: VecDeque::new(),

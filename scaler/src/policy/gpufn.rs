@@ -12,6 +12,7 @@ use gpu_share::units::{Bytes, Nanos};
 
 use self::counts::Moves;
 use self::function::Function;
+use self::shortage::Shortage;
 pub use self::tuning::Tuning;
 use super::rows::Rows;
 use super::{Decision, FunctionView, Policy};
@@ -20,6 +21,7 @@ mod counts;
 mod function;
 mod grants;
 mod observed;
+mod shortage;
 mod tuning;
 
 /// The policy `gpufn`.
@@ -30,6 +32,7 @@ pub struct Gpufn {
     functions: BTreeMap<String, Known>,
     rows: Rows,
     moves: Moves,
+    shortage: Shortage,
 }
 
 /// A function that was seen before, and the wish that what is known of it holds for.
@@ -42,7 +45,14 @@ struct Known {
 impl Gpufn {
     /// The policy with these profiles and numbers.
     pub fn new(profiles: Profiles, tuning: Tuning) -> Self {
-        Self { profiles, tuning, functions: BTreeMap::new(), rows: Rows::default(), moves: Moves::default() }
+        Self {
+            profiles,
+            tuning,
+            functions: BTreeMap::new(),
+            rows: Rows::default(),
+            moves: Moves::default(),
+            shortage: Shortage::default(),
+        }
     }
 }
 
@@ -73,6 +83,7 @@ impl Policy for Gpufn {
                 decisions.extend(known.function.decide(now, view, &others, &self.tuning, &mut self.moves));
             }
         }
+        self.shortage.look(now, functions, &mut self.functions);
         decisions
     }
 }

@@ -1,6 +1,6 @@
 //! The policies on any view, and on a small simulated cluster.
 
-use gpu_share::annotations::{Replicas, Scaling, Slo};
+use gpu_share::annotations::{Priority, Replicas, Scaling, Slo};
 
 use super::*;
 
@@ -9,6 +9,7 @@ mod compared;
 mod places;
 mod properties;
 mod scenarios;
+mod shortage;
 
 fn percent(percent: u8) -> Quota {
     Quota::from_percent(percent).unwrap()
@@ -24,6 +25,7 @@ fn wish() -> Wish {
         model: Some("resnet50".into()),
         batch: 1,
         replicas: Replicas { min: 1, max: 4 },
+        priority: Priority::default(),
     }
 }
 
@@ -40,5 +42,6 @@ fn view(name: &str, wish: Wish, arrivals: u64, replicas: Vec<ReplicaView>) -> Fu
         in_flight: 0,
         latencies: Vec::new(),
         cold_start: Nanos::from_secs(5),
+        no_room: false,
     }
 }

@@ -6,11 +6,14 @@ use std::sync::LazyLock;
 
 use gpu_share::annotations::Wish;
 use gpu_share::latency::Profiles;
-use gpu_share::names::annotation::{BATCH, MEMORY, MODEL, POLICY, QUOTA, QUOTA_LIMIT, REPLICAS, SLO, SM};
+use gpu_share::names::annotation::{
+    BATCH, MEMORY, MODEL, POLICY, PRIORITY, QUOTA, QUOTA_LIMIT, REPLICAS, SLO, SM,
+};
 use gpu_share::units::Bytes;
 use libfuzzer_sys::fuzz_target;
 
-const KEYS: [&str; 9] = [SM, QUOTA, QUOTA_LIMIT, MEMORY, SLO, POLICY, MODEL, BATCH, REPLICAS];
+const KEYS: [&str; 10] =
+    [SM, QUOTA, QUOTA_LIMIT, MEMORY, SLO, POLICY, MODEL, BATCH, REPLICAS, PRIORITY];
 
 static PROFILES: LazyLock<Profiles> = LazyLock::new(Profiles::shipped);
 

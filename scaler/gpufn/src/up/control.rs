@@ -150,6 +150,10 @@ fn view(platform: &Platform, function: &Function, status: &NodeStatus) -> Option
         let mut lease = replica.lease();
         replica_view(replica, lease.as_mut()?, status, now)
     });
+    let (cold_start, no_room) = {
+        let health = function.health();
+        (health.cold_start(), health.no_room)
+    };
     Some(FunctionView {
         name: function.label.clone(),
         wish,
@@ -160,7 +164,8 @@ fn view(platform: &Platform, function: &Function, status: &NodeStatus) -> Option
         held: function.counters.held.load(SeqCst),
         in_flight: function.counters.in_flight.load(SeqCst),
         latencies,
-        cold_start: function.health().cold_start(),
+        cold_start,
+        no_room,
     })
 }
 

@@ -25,6 +25,7 @@ pub(super) fn first_view(spec: &Spec, function: &FunctionSpec) -> FunctionView {
         in_flight: 0,
         latencies: Vec::new(),
         cold_start: Nanos::from_secs_f64(spec.control.cold_start.p95()),
+        no_room: false,
     }
 }
 
@@ -81,10 +82,12 @@ impl Cluster {
             }
             let function = &mut self.functions[index];
             function.outcome.most_granted = function.outcome.most_granted.max(granted);
+            let no_room = function.no_room;
             let view = &mut self.views[self.view_at[index]];
             view.held = super::place_of(function.held.len());
             view.in_flight = view.replicas.iter().map(|replica| replica.in_flight).sum();
             view.cold_start = cold_start;
+            view.no_room = no_room;
         }
     }
 

@@ -20,7 +20,9 @@ impl Cluster {
     pub(super) fn start_wanted(&mut self, index: u32, ready: bool) -> bool {
         let view = &self.views[self.view_at[index as usize]];
         let share = self.policy.share(&view.wish, view.gpu_memory);
-        if let Some(gpu) = self.best_fit(&share) {
+        let gpu = self.best_fit(&share);
+        self.functions[index as usize].no_room = gpu.is_none();
+        if let Some(gpu) = gpu {
             return self.start(index, share, gpu, true, ready);
         }
         self.functions[index as usize].outcome.refused += 1;

@@ -1,6 +1,6 @@
 //! What happens in small clusters, under policies that do as they are told and under those of production.
 
-use gpu_share::annotations::{Replicas, Scaling, Slo, Wish};
+use gpu_share::annotations::{Priority, Replicas, Scaling, Slo, Wish};
 use gpu_share::ledger::Sharing;
 use gpu_share::quota::WINDOW;
 use gpu_share::units::{Quota, SmShare};
@@ -36,6 +36,7 @@ fn function(load: Load) -> FunctionSpec {
             model: Some("m".into()),
             batch: 1,
             replicas: Replicas { min: 1, max: 4 },
+            priority: Priority::default(),
         },
         surface: Surfaces::parse(lines).unwrap().find("m").unwrap(),
         contention: Contention::default(),
@@ -446,6 +447,40 @@ fn gpufn_keeps_its_objective_on_less_than_kserve_takes() {
     assert!(ours.total().violations_percent() <= 5.0, "{} %", ours.total().violations_percent());
     assert!(ours.mean_reserved() < 0.6 * theirs.mean_reserved(), "{}", ours.mean_reserved());
     assert!((theirs.mean_reserved() - 1.0).abs() < 1e-6);
+}
+
+/// Two functions that want more than two GPUs have: one takes all, then requests come to the other, too. Part of the last
+/// moments in which the other keeps its objective, and the first one's outcome.
+fn shortage(first: Priority, other: Priority) -> (f64, Outcome) {
+    let segment = |seconds, from, to| Segment { seconds, from, to };
+    let fills = Load::Poisson(vec![segment(100.0, 5.0, 220.0), segment(200.0, 220.0, 220.0)]);
+    let comes =
+        Load::Poisson(vec![segment(100.0, 2.0, 2.0), segment(50.0, 2.0, 60.0), segment(150.0, 60.0, 60.0)]);
+    let named = |name: &str, load, priority| {
+        let mut function = function(load);
+        function.name = name.into();
+        (function.wish.share, function.wish.priority) = (share(25, 50, Bytes::gib(1)), priority);
+        function.wish.replicas = Replicas { min: 1, max: 32 };
+        function.wish.slo = Some(Slo { percentile: 0.95, bound: Nanos::from_millis(250) });
+        function
+    };
+    let mut spec = spec(vec![named("first", fills, first), named("other", comes, other)]);
+    spec.cards.count = 2;
+    spec.cards.enforcement = Enforcement::GpuTime { window: WINDOW, lends: true };
+    let mut report = run(&spec, production("gpufn"));
+    let last: Vec<_> = report.functions[1].timeline.iter().filter(|moment| moment.at > 200.0).collect();
+    let kept = last.iter().filter(|moment| moment.p95_ms <= 250.0).count();
+    (kept as f64 / last.len() as f64, report.functions.swap_remove(0))
+}
+
+#[test]
+fn under_shortage_the_higher_class_keeps_its_objective_and_the_lower_goes_on() {
+    let (kept, lower) = shortage(Priority::Low, Priority::High);
+    assert!(kept >= 0.9, "{kept}");
+    assert!(lower.timeline.iter().all(|moment| moment.replicas > 0));
+    assert!(lower.finished > lower.arrived / 2, "{} of {}", lower.finished, lower.arrived);
+    let (kept, _) = shortage(Priority::Normal, Priority::Normal);
+    assert!(kept < 0.5, "equals share what there is: {kept}");
 }
 
 #[test]

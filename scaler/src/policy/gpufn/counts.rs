@@ -10,7 +10,7 @@ use gpu_share::units::Nanos;
 use super::function::{Replica, Scene, load};
 use super::observed::{Observed, is_active};
 use crate::plan::{Load, Place, Plan};
-use crate::policy::{Action, Decision, ReplicaState};
+use crate::policy::{Action, Decision, FunctionView, ReplicaState};
 
 /// A wanted number of replicas that has not come about is said again after this time.
 const REPEAT: Nanos = Nanos::from_secs(1);
@@ -42,13 +42,37 @@ pub(super) struct Counts {
     all_needed: Nanos,
     /// The number of replicas that was wanted last, and when.
     scaled: Option<(Nanos, u32)>,
+    /// The number of replicas that was wanted last, however long ago: who carries it out may still be trying.
+    asked: u32,
     /// What was planned last: the next plan is seldom far from it.
     planned: Option<Plan>,
+    /// The most replicas that were needed in the keep time, and when.
+    wanted: (Nanos, u32),
+    /// Most that there may be while there are not enough GPUs for all.
+    most: Option<u32>,
 }
 
 impl Counts {
     pub(super) fn new(now: Nanos) -> Self {
-        Self { short_since: None, all_needed: now, scaled: None, planned: None }
+        Self {
+            short_since: None,
+            all_needed: now,
+            scaled: None,
+            asked: 0,
+            planned: None,
+            wanted: (now, 0),
+            most: None,
+        }
+    }
+
+    /// Replicas that bear the demand, whether there is room or not: as long as one is kept that is not needed, so long it is
+    /// wanted too.
+    pub(super) fn wanted(&self) -> u32 {
+        self.wanted.1
+    }
+
+    pub(super) fn set_most(&mut self, most: Option<u32>) {
+        self.most = most;
     }
 
     /// What to change about the number of replicas, if anything.
@@ -60,7 +84,7 @@ impl Counts {
     ) -> Option<Decision> {
         let (bounds, present) = (scene.view.wish.replicas, scene.present());
         let demand = || scene.said(observed, observed.forecast.cold);
-        let least = bounds.min.max(u32::from(is_active(scene.view))).min(bounds.max);
+        let least = least(scene.view);
         if present < least || present > bounds.max {
             let reason = format!("{}; {least} to {} are allowed", demand(), bounds.max);
             return self.scale(scene, present.clamp(least, bounds.max), reason);
@@ -69,11 +93,21 @@ impl Counts {
         if scene.view.wish.scaling == Scaling::Vertical || (present == 0 && !is_active(scene.view)) {
             return None;
         }
-        if is_idle(scene, observed) {
+        let is_idle = is_idle(scene, observed);
+        let needed = if is_idle { least } else { self.needed(scene, observed, 1.0).max(least) };
+        if needed >= self.wanted.1 || scene.now.since(self.wanted.0) >= scene.tuning.keep {
+            self.wanted = (scene.now, needed);
+        }
+        let most = self.most.map_or(bounds.max, |most| most.clamp(least, bounds.max));
+        if self.most.is_some() && present.max(self.asked) > most {
+            let reason = format!("{}; {most} are its part of GPUs that are not enough for all", demand());
+            return self.scale(scene, most, reason);
+        }
+        if is_idle {
             self.short_since = None;
             return self.removal(scene, observed);
         }
-        let needed = self.needed(scene, observed, 1.0);
+        let needed = needed.min(most);
         if needed > present {
             self.all_needed = scene.now;
             let since = *self.short_since.get_or_insert(scene.now);
@@ -86,7 +120,7 @@ impl Counts {
         }
         self.short_since = None;
         match most_crowded(scene) {
-            Some(crowded) => self.move_away(scene, observed, crowded, needed, moves),
+            Some(crowded) => self.move_away(scene, observed, crowded, (needed, most), moves),
             None => self.removal(scene, observed),
         }
     }
@@ -98,7 +132,7 @@ impl Counts {
         scene: &Scene<'_>,
         observed: &Observed,
         crowded: &Replica<'_>,
-        needed: u32,
+        (needed, most): (u32, u32),
         moves: &mut Moves,
     ) -> Option<Decision> {
         let (name, present) = (&scene.view.name, scene.present());
@@ -115,7 +149,7 @@ impl Counts {
             return Some(self.stop(crowded, busy));
         }
         let is_used = scene.now.since(observed.active) < MOVE;
-        if !is_used || present >= scene.view.wish.replicas.max || !moves.take(scene.now, crowded.view.gpu) {
+        if !is_used || present >= most || !moves.take(scene.now, crowded.view.gpu) {
             return None;
         }
         self.scale(scene, present + 1, format!("{busy}; another takes its place"))
@@ -164,6 +198,7 @@ impl Counts {
 
     fn stop(&mut self, replica: &Replica<'_>, reason: String) -> Decision {
         self.scaled = None;
+        self.asked = self.asked.saturating_sub(1);
         Decision { action: Action::Stop { replica: replica.view.id.clone() }, reason }
     }
 
@@ -172,9 +207,22 @@ impl Counts {
             return None;
         }
         self.scaled = Some((scene.now, replicas));
+        self.asked = replicas;
         let function = scene.view.name.clone();
         Some(Decision { action: Action::Scale { function, replicas }, reason })
     }
+}
+
+/// Replicas that are not about to go away.
+pub(super) fn present(view: &FunctionView) -> u32 {
+    let staying = view.replicas.iter().filter(|replica| replica.state != ReplicaState::Draining);
+    super::function::number(staying.count())
+}
+
+/// The fewest replicas that a function is to have now.
+pub(super) fn least(view: &FunctionView) -> u32 {
+    let bounds = view.wish.replicas;
+    bounds.min.max(u32::from(is_active(view))).min(bounds.max)
 }
 
 /// Whether no request has come for so long that what was forecast before needs no replica.

@@ -53,6 +53,16 @@ impl Function {
         Self { observed, grants: Grants::default(), counts: Counts::new(now) }
     }
 
+    /// The state of its count.
+    pub(super) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// It may have so many replicas at most, where that is said.
+    pub(super) fn set_most(&mut self, most: Option<u32>) {
+        self.counts.set_most(most);
+    }
+
     /// What to change, given what is seen now. `others` are those in the row of each replica.
     pub(super) fn decide(
         &mut self,
@@ -120,7 +130,7 @@ impl<'a> Scene<'a> {
 
     /// The number of them.
     pub(super) fn present(&self) -> u32 {
-        number(self.staying().count())
+        super::counts::present(self.view)
     }
 
     /// The demand, for people: `quantile` is what to be ready for.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gpu_share::annotations::{Replicas, Scaling};
+use gpu_share::annotations::{Priority, Replicas, Scaling};
 
 use super::*;
 use crate::policy::{ReplicaState, ReplicaView};
@@ -45,6 +45,7 @@ fn view(model: &str, arrivals: u64, replicas: Vec<ReplicaView>) -> FunctionView 
             model: Some(model.into()),
             batch: 4,
             replicas: Replicas { min: 1, max: 8 },
+            priority: Priority::default(),
         },
         gpu_memory: Bytes::gib(16),
         window: Nanos::ZERO,
@@ -54,6 +55,7 @@ fn view(model: &str, arrivals: u64, replicas: Vec<ReplicaView>) -> FunctionView 
         in_flight: 0,
         latencies: Vec::new(),
         cold_start: Nanos::from_secs(10),
+        no_room: false,
     }
 }
 

@@ -274,6 +274,7 @@ impl Cluster {
             replicas,
             latencies: core::mem::take(&mut self.finished),
             cold_start: self.cold_start,
+            no_room: false,
         }
     }
 

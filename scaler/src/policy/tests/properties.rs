@@ -1,6 +1,6 @@
 //! What holds on any view.
 
-use gpu_share::annotations::{Replicas, Scaling, Slo};
+use gpu_share::annotations::{Priority, Replicas, Scaling, Slo};
 use gpu_share::units::SmShare;
 use proptest::prelude::*;
 
@@ -24,14 +24,18 @@ fn wish() -> impl Strategy<Value = Wish> {
         prop::sample::select(vec![Scaling::Hybrid, Scaling::Vertical, Scaling::Horizontal, Scaling::Off]);
     let model = prop::sample::select(vec![None, Some("resnet50".to_string()), Some("unknown".to_string())]);
     let replicas = (0u32..4, 0u32..8).prop_map(|(min, more)| Replicas { min, max: (min + more).max(1) });
-    (share, slo, scaling, model, replicas).prop_map(|(share, slo, scaling, model, replicas)| Wish {
-        share,
-        slo,
-        scaling,
-        model,
-        batch: 1,
-        replicas,
-    })
+    let priority = prop::sample::select(vec![Priority::Low, Priority::Normal, Priority::High]);
+    (share, slo, scaling, model, replicas, priority).prop_map(
+        |(share, slo, scaling, model, replicas, priority)| Wish {
+            share,
+            slo,
+            scaling,
+            model,
+            batch: 1,
+            replicas,
+            priority,
+        },
+    )
 }
 
 fn replica(share: Share) -> impl Strategy<Value = ReplicaView> {
@@ -59,18 +63,21 @@ fn view(wish: Wish) -> impl Strategy<Value = FunctionView> {
         prop::collection::vec(prop_oneof![0u64..1_000_000_000, any::<u64>()].prop_map(Nanos), 0..20);
     let times =
         (prop_oneof![0u64..20_000_000, any::<u64>()], prop_oneof![0u64..60_000_000_000, any::<u64>()]);
-    (prop::collection::vec(replica(wish.share), 0..6), counts, latencies, times).prop_map(
-        move |(replicas, (arrivals, held, in_flight), latencies, (window, cold_start))| FunctionView {
-            name: "f".into(),
-            wish: wish.clone(),
-            gpu_memory: Bytes::gib(16),
-            window: Nanos(window),
-            replicas,
-            arrivals,
-            held,
-            in_flight,
-            latencies,
-            cold_start: Nanos(cold_start),
+    (prop::collection::vec(replica(wish.share), 0..6), counts, latencies, times, any::<bool>()).prop_map(
+        move |(replicas, (arrivals, held, in_flight), latencies, (window, cold_start), no_room)| {
+            FunctionView {
+                name: "f".into(),
+                wish: wish.clone(),
+                gpu_memory: Bytes::gib(16),
+                window: Nanos(window),
+                replicas,
+                arrivals,
+                held,
+                in_flight,
+                latencies,
+                cold_start: Nanos(cold_start),
+                no_room,
+            }
         },
     )
 }

@@ -9,7 +9,7 @@ use faas_sim::gpu::{Contention, Enforcement};
 use faas_sim::random::Spread;
 use faas_sim::spec::{Cards, Control, Faults, FunctionSpec, Routing, Spec};
 use faas_sim::surface::Surfaces;
-use gpu_share::annotations::{Replicas, Scaling, Wish};
+use gpu_share::annotations::{Priority, Replicas, Scaling, Wish};
 use gpu_share::invalid::Invalid;
 use gpu_share::ledger::Sharing;
 use gpu_share::quota::WINDOW;
@@ -206,6 +206,7 @@ fn scenario(published: &Published, function: &Function, lead: f64, seed: u64) ->
                 model: Some(function.believed.into()),
                 batch: function.batch,
                 replicas: Replicas { min: 1, max: if is_kserve { 2 } else { 30 } },
+                priority: Priority::default(),
             },
             surface: surfaces.find(function.model)?,
             contention: Neighbours::published()?.of(function.model),
@@ -322,6 +323,7 @@ fn side_by_side(alone: f64, sm: u8, replicas: u32, contention: Contention) -> an
                 model: None,
                 batch: 1,
                 replicas: Replicas { min: replicas, max: replicas },
+                priority: Priority::default(),
             },
             surface: Surfaces::parse(&lines)?.find("m")?,
             contention,
