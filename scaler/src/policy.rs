@@ -3,6 +3,7 @@
 //! Owns the vocabulary between whoever runs a policy and the policy itself. It carries nothing out: a decision names
 //! what is wanted, and the next view tells what came of it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gpu_share::annotations::Wish;
@@ -179,6 +180,12 @@ pub fn by_name(name: &str, profiles: Profiles) -> Result<Box<dyn Policy>, Invali
         "themis" => Ok(Box::new(Themis::new(profiles))),
         _ => Err(Invalid::new("policy", name, format!("one of {}", BY_NAME.join(", ")))),
     }
+}
+
+/// Forgets what is known of functions that are not shown any more.
+fn forget<T>(known: &mut BTreeMap<String, T>, shown: &[FunctionView]) {
+    let is_shown: BTreeSet<_> = shown.iter().map(|view| view.name.as_str()).collect();
+    known.retain(|name, _| is_shown.contains(name.as_str()));
 }
 
 /// The share of replicas that are never resized: the SM share that was asked for, all of its time.

@@ -162,6 +162,9 @@ struct Function {
     no_room: bool,
     replicas: Vec<u32>,
     held: VecDeque<u32>,
+    /// Requests that came and latencies of those that were answered since the policy looked.
+    arrivals: u64,
+    latencies: Vec<Nanos>,
     /// Seconds that the last cold starts took.
     cold_starts: VecDeque<f64>,
     outcome: Outcome,
@@ -331,6 +334,8 @@ impl Function {
             no_room: false,
             replicas: Vec::new(),
             held: VecDeque::new(),
+            arrivals: 0,
+            latencies: Vec::new(),
             cold_starts: VecDeque::new(),
             outcome: Outcome { name: function.name.clone(), ..Outcome::default() },
             recent: Histogram::default(),

@@ -3,7 +3,7 @@
 //! Owns when grants and replica counts change. What they must be is [`crate::plan`]'s, what comes is
 //! [`crate::demand`]'s.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use gpu_share::annotations::{Scaling, Wish};
 use gpu_share::latency::Profiles;
@@ -66,8 +66,7 @@ impl Policy for Gpufn {
     }
 
     fn decide(&mut self, now: Nanos, functions: &[FunctionView]) -> Vec<Decision> {
-        let shown: BTreeSet<_> = functions.iter().map(|view| view.name.as_str()).collect();
-        self.functions.retain(|name, _| shown.contains(name.as_str()));
+        super::forget(&mut self.functions, functions);
         self.rows.look(now, functions);
         let mut decisions = Vec::new();
         for view in functions {

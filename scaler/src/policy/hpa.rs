@@ -79,7 +79,7 @@ impl Policy for Hpa {
     }
 
     fn decide(&mut self, now: Nanos, functions: &[FunctionView]) -> Vec<Decision> {
-        self.functions.retain(|name, _| functions.iter().any(|view| view.name == *name));
+        super::forget(&mut self.functions, functions);
         let mut decisions = Vec::new();
         for view in functions {
             let fresh = || Function { synced: now, looked: now, ..Function::default() };

@@ -85,7 +85,7 @@ impl Policy for Kserve {
     }
 
     fn decide(&mut self, now: Nanos, functions: &[FunctionView]) -> Vec<Decision> {
-        self.functions.retain(|name, _| functions.iter().any(|view| view.name == *name));
+        super::forget(&mut self.functions, functions);
         functions
             .iter()
             .filter_map(|view| {

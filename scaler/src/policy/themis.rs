@@ -147,7 +147,7 @@ impl Policy for Themis {
     }
 
     fn decide(&mut self, now: Nanos, functions: &[FunctionView]) -> Vec<Decision> {
-        self.functions.retain(|name, _| functions.iter().any(|view| view.name == *name));
+        super::forget(&mut self.functions, functions);
         functions.iter().flat_map(|view| self.scale(now, view)).collect()
     }
 }

@@ -84,6 +84,9 @@ impl Cluster {
             function.outcome.most_granted = function.outcome.most_granted.max(granted);
             let no_room = function.no_room;
             let view = &mut self.views[self.view_at[index]];
+            view.arrivals = core::mem::take(&mut function.arrivals);
+            core::mem::swap(&mut view.latencies, &mut function.latencies);
+            function.latencies.clear();
             view.held = super::place_of(function.held.len());
             view.in_flight = view.replicas.iter().map(|replica| replica.in_flight).sum();
             view.cold_start = cold_start;
@@ -108,9 +111,9 @@ impl Cluster {
         self.view_at[index] = border;
         self.shown = if is_shown { self.shown + 1 } else { self.shown - 1 };
         if !is_shown {
-            let view = &mut self.views[border];
-            view.arrivals = 0;
-            view.latencies.clear();
+            let function = &mut self.functions[index];
+            function.arrivals = 0;
+            function.latencies.clear();
         }
         is_shown
     }
@@ -124,10 +127,6 @@ impl Cluster {
         self.report.rounds += 1;
         self.report.shown += u64::try_from(self.shown).unwrap_or(u64::MAX);
         let decisions = self.policy.decide(self.now, &self.views[..self.shown]);
-        for view in &mut self.views[..self.shown] {
-            view.arrivals = 0;
-            view.latencies.clear();
-        }
         let due = self.now + self.control.delay;
         if !decisions.is_empty() {
             self.queue.push(due, Event::Decided);

@@ -61,10 +61,10 @@ impl Cluster {
         };
         self.alive += 1;
         self.report.most_alive = self.report.most_alive.max(self.alive);
-        self.view(index).arrivals += 1;
         let places = self.policy.places();
         let function = &mut self.functions[index as usize];
         function.outcome.arrived += 1;
+        function.arrivals += 1;
         function.held.push_back(id);
         if function.wanted == 0 && !places {
             // The gateway asks for a first replica by itself.
@@ -265,10 +265,10 @@ impl Cluster {
         function.outcome.finished += 1;
         function.outcome.late += u64::from(latency > function.bound);
         function.outcome.latency.add(latency);
+        function.latencies.push(latency);
         if self.moments.is_some() {
             function.recent.add(latency);
         }
-        self.view(index).latencies.push(latency);
         self.free_requests.push(id);
         self.leave(index);
     }
