@@ -156,7 +156,9 @@ impl Problem<'_> {
             }
         }
         let servers = count(servers.len()).max(1.0);
-        slacks.iter_mut().for_each(|slack| slack.part /= servers);
+        for slack in &mut slacks {
+            slack.part /= servers;
+        }
         slacks
     }
 
@@ -198,9 +200,9 @@ impl Problem<'_> {
             let at = next.clamp(least, most - 1);
             let bears = self.feasible(places, grid[at], load);
             if bears {
-                most = at
+                most = at;
             } else {
-                least = at + 1
+                least = at + 1;
             }
             next = match (core::mem::take(&mut is_first), bears) {
                 (true, true) => at.saturating_sub(1),

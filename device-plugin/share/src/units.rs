@@ -384,8 +384,10 @@ mod tests {
     proptest! {
         #[test]
         fn the_nearest_whole_number_is_the_standard_librarys(bits in any::<u64>(), small in -1e3f64..1e18, half in 0u64..1 << 51) {
-            for value in [f64::from_bits(bits), small, half as f64 + 0.5, (half as f64 + 0.5).next_down()] {
-                prop_assert_eq!(nearest(value), value.round() as u64, "{}", value);
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // As it is meant.
+            let (half, nearest_of) = (half as f64 + 0.5, |value: f64| value.round() as u64);
+            for value in [f64::from_bits(bits), small, half, half.next_down()] {
+                prop_assert_eq!(nearest(value), nearest_of(value), "{}", value);
             }
         }
     }

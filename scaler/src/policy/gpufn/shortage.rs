@@ -50,7 +50,9 @@ impl Shortage {
         let members: Vec<Member<'_>> = views.iter().filter_map(|view| member(view, functions)).collect();
         if !members.iter().any(|member| member.lacks) {
             if core::mem::take(self).is_on {
-                functions.values_mut().for_each(|known| known.function.set_most(None));
+                for known in functions.values_mut() {
+                    known.function.set_most(None);
+                }
             }
             return;
         }
