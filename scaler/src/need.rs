@@ -233,7 +233,7 @@ impl Watched {
                 arrival_scv: self.forecast.arrival_scv,
                 recent: self.demand.as_deref().map(Demand::recent),
             };
-            let replicas = problem.cheapest(&[], 1..=most, load).map_or(most, |plan| plan.replicas);
+            let replicas = problem.cheapest(&[], 1..=most, load, None).map_or(most, |plan| plan.replicas);
             let busy = load.rate * estimate.held(quota) / f64::from(replicas);
             f64::from(replicas - 1) + busy.clamp(TRACE, 1.0)
         };

@@ -228,6 +228,7 @@ mod tests {
         }
     }
 
+    #[allow(clippy::needless_pass_by_value)] // Made on the spot.
     fn pod(annotations: Value, containers: Value) -> Value {
         json!({
             "metadata": {"labels": {"gpufn.dev/enabled": "true"}, "annotations": annotations},

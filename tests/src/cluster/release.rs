@@ -23,7 +23,7 @@ use crate::process::Process;
 use crate::programs::{self, Turn};
 use crate::wait::until;
 
-/// Name of the release, of its DaemonSet and of its account.
+/// Name of the release, of its `DaemonSet` and of its account.
 pub const NAME: &str = "gpufn-node";
 const PATIENCE: Duration = Duration::from_mins(1);
 

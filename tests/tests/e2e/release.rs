@@ -23,7 +23,7 @@ async fn agent(release: &Release) -> Pod {
     let of_release = ListParams::default().labels(&format!("app.kubernetes.io/instance={NAME}"));
     let all = pods.list(&of_release).await.unwrap().items.into_iter();
     let mut agents = all.filter(|pod| pod.metadata.deletion_timestamp.is_none());
-    agents.next().expect("the release has an agent")
+    agents.next().unwrap_or_else(|| panic!("the release has no agent"))
 }
 
 async fn annotated(release: &Release, pod: &str, name: &str, value: &str) {

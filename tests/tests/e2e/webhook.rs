@@ -30,13 +30,7 @@ impl Webhook {
         let folder = tempfile::tempdir().unwrap();
         let authority = certificate(folder.path());
         let mut command = Command::new(programs::built("gpufn-scaler"));
-        command.args([
-            "webhook",
-            "--listen",
-            "127.0.0.1:0",
-            "--gpu-memory",
-            "16Gi",
-        ]);
+        command.args(["webhook", "--listen", "127.0.0.1:0", "--gpu-memory", "16Gi"]);
         command.arg("--tls-cert").arg(folder.path().join("tls.crt"));
         command.arg("--tls-key").arg(folder.path().join("tls.key"));
         let mut process = Process::spawn(&mut command, &folder.path().join("webhook.log"));
