@@ -51,7 +51,7 @@ pub(super) async fn run(
     let (newest, config) = watch::channel(config);
     tokio::spawn(files.watch(newest, contents));
     let incoming = Incoming { address, accepted: tls::incoming(listener, config) };
-    let app = router(settings)?;
+    let app = router(App::new(settings)?);
     ready(address)?;
     let serving = axum::serve(incoming, app).with_graceful_shutdown(stop.clone().cancelled_owned());
     tokio::select! {
@@ -63,35 +63,43 @@ pub(super) async fn run(
     }
 }
 
-fn router(settings: Settings) -> anyhow::Result<Router> {
-    let registry = Registry::new();
-    let options = Opts::new("gpufn_scaler_reviews_total", "Reviews of pods, by what came of them");
-    let reviews = IntCounterVec::new(options, &["result"])?;
-    registry.register(Box::new(reviews.clone()))?;
-    let app = App { settings: Arc::new(settings), registry, reviews };
-    Ok(Router::new()
+impl App {
+    fn new(settings: Settings) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let options = Opts::new("gpufn_scaler_reviews_total", "Reviews of pods, by what came of them");
+        let reviews = IntCounterVec::new(options, &["result"])?;
+        registry.register(Box::new(reviews.clone()))?;
+        Ok(Self { settings: Arc::new(settings), registry, reviews })
+    }
+
+    fn count(&self, outcome: &Outcome) {
+        let result = match outcome {
+            Outcome::Unchanged => "unchanged",
+            Outcome::Patched => "patched",
+            Outcome::Refused(_) => "refused",
+            Outcome::Unreadable(_) => "unreadable",
+        };
+        self.reviews.with_label_values(&[result]).inc();
+    }
+}
+
+fn router(app: App) -> Router {
+    Router::new()
         .route("/mutate", post(mutate))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics))
         .layer(DefaultBodyLimit::max(LONGEST))
-        .with_state(app))
+        .with_state(app)
 }
 
 async fn mutate(State(app): State<App>, body: Bytes) -> Response {
     let (review, outcome) = answer(&body, &app.settings);
-    let result = match &outcome {
-        Outcome::Unchanged => "unchanged",
-        Outcome::Patched => "patched",
-        Outcome::Refused(why) => {
-            tracing::info!(%why, "a pod is refused");
-            "refused"
-        }
-        Outcome::Unreadable(why) => {
-            tracing::warn!(%why, "a review can't be answered");
-            "unreadable"
-        }
-    };
-    app.reviews.with_label_values(&[result]).inc();
+    match &outcome {
+        Outcome::Refused(why) => tracing::info!(%why, "a pod is refused"),
+        Outcome::Unreadable(why) => tracing::warn!(%why, "a review can't be answered"),
+        Outcome::Unchanged | Outcome::Patched => {}
+    }
+    app.count(&outcome);
     Json(review).into_response()
 }
 
@@ -125,5 +133,42 @@ impl Listener for Incoming {
 
     fn local_addr(&self) -> std::io::Result<SocketAddr> {
         Ok(self.address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpu_share::units::Units;
+
+    use super::*;
+
+    #[test]
+    fn the_readme_lists_the_metric_and_what_it_tells_apart() {
+        let settings = Settings {
+            resource: "gpufn.dev/gpu".into(),
+            per_gpu: Units(20),
+            gpu_memory: gpu_share::units::Bytes::gib(16),
+            runtime_class: None,
+            grace_seconds: 60,
+            steer: true,
+        };
+        let app = App::new(settings).unwrap();
+        let why = || "why".to_string();
+        for outcome in
+            [Outcome::Patched, Outcome::Unchanged, Outcome::Refused(why()), Outcome::Unreadable(why())]
+        {
+            app.count(&outcome);
+        }
+        let text = TextEncoder::new().encode_to_string(&app.registry.gather()).unwrap();
+        let (_, readme) = include_str!("../../README.md").split_once("# The admission webhook").unwrap();
+        let row = readme
+            .lines()
+            .find(|line| line.starts_with("| `gpufn_scaler_reviews_total` | counter |"))
+            .unwrap();
+        let samples: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(samples.len(), 4);
+        for result in samples.iter().map(|line| line.split('"').nth(1).unwrap()) {
+            assert!(row.contains(&format!("`{result}`")), "{result}");
+        }
     }
 }
