@@ -60,3 +60,15 @@ pub enum Denied {
 pub fn admit(pod: &Value, settings: &Settings) -> Result<Value, Denied> {
     pod::admit(pod, settings)
 }
+
+#[cfg(test)]
+pub(crate) fn settings() -> Settings {
+    Settings {
+        resource: "gpufn.dev/gpu".into(),
+        per_gpu: Units(20),
+        gpu_memory: Bytes::gib(16),
+        runtime_class: Some("nvidia".into()),
+        grace_seconds: 60,
+        steer: true,
+    }
+}

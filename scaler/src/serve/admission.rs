@@ -138,21 +138,12 @@ impl Listener for Incoming {
 
 #[cfg(test)]
 mod tests {
-    use gpu_share::units::Units;
-
     use super::*;
+    use crate::webhook::settings;
 
     #[test]
     fn the_readme_lists_the_metric_and_what_it_tells_apart() {
-        let settings = Settings {
-            resource: "gpufn.dev/gpu".into(),
-            per_gpu: Units(20),
-            gpu_memory: gpu_share::units::Bytes::gib(16),
-            runtime_class: None,
-            grace_seconds: 60,
-            steer: true,
-        };
-        let app = App::new(settings).unwrap();
+        let app = App::new(settings()).unwrap();
         let why = || "why".to_string();
         for outcome in
             [Outcome::Patched, Outcome::Unchanged, Outcome::Refused(why()), Outcome::Unreadable(why())]

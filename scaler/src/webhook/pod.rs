@@ -216,17 +216,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn settings() -> Settings {
-        Settings {
-            resource: "gpufn.dev/gpu".into(),
-            per_gpu: Units(20),
-            gpu_memory: Bytes::gib(16),
-            runtime_class: Some("nvidia".into()),
-            grace_seconds: 60,
-            steer: true,
-        }
-    }
+    use crate::webhook::settings;
 
     #[allow(clippy::needless_pass_by_value)] // Made on the spot.
     fn pod(annotations: Value, containers: Value) -> Value {

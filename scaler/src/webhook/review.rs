@@ -56,21 +56,10 @@ fn decide(
 
 #[cfg(test)]
 mod tests {
-    use gpu_share::units::{Bytes, Units};
     use serde_json::{Value, json};
 
     use super::*;
-
-    fn settings() -> Settings {
-        Settings {
-            resource: "gpufn.dev/gpu".into(),
-            per_gpu: Units(20),
-            gpu_memory: Bytes::gib(16),
-            runtime_class: None,
-            grace_seconds: 0,
-            steer: false,
-        }
-    }
+    use crate::webhook::settings;
 
     fn asked(pod: &Value) -> Value {
         let review = json!({
@@ -101,7 +90,13 @@ mod tests {
         let text: Vec<u8> = serde_json::from_value(response["patch"].clone()).unwrap();
         let patch: json_patch::Patch = serde_json::from_slice(&text).unwrap();
         let paths: Vec<_> = patch.iter().map(|operation| operation.path().to_string()).collect();
-        let expected = ["/spec/containers/0/env", "/spec/containers/0/resources"];
+        let expected = [
+            "/spec/affinity",
+            "/spec/containers/0/env",
+            "/spec/containers/0/resources",
+            "/spec/runtimeClassName",
+            "/spec/terminationGracePeriodSeconds",
+        ];
         assert_eq!(paths, expected);
     }
 
