@@ -58,9 +58,7 @@ impl Release {
         let mut all = own_values(&place);
         merge(&mut all, values);
         let release = Self { tenant, values: all, _gpu: gpu, place, _turn: turn };
-        release
-            .helm("install", &["--wait=watcher", "--timeout", "60s"])
-            .unwrap_or_else(|error| panic!("{error:#}"));
+        release.put("install").unwrap_or_else(|error| panic!("{error:#}"));
         until("the agent's answer", PATIENCE, async || release.control().status().await.ok()).await;
         let socket = release.place.path("simgpu.sock");
         gpu_node::write_gpus(&release.control(), &socket, &release.place.path("sim")).await;
@@ -70,8 +68,7 @@ impl Release {
     /// Installs the same chart with further values in its place.
     pub fn upgrade(&mut self, values: &Value) {
         merge(&mut self.values, values);
-        self.helm("upgrade", &["--wait=watcher", "--timeout", "60s"])
-            .unwrap_or_else(|error| panic!("{error:#}"));
+        self.put("upgrade").unwrap_or_else(|error| panic!("{error:#}"));
     }
 
     /// Runs the chart's own test.
@@ -79,9 +76,7 @@ impl Release {
     /// # Errors
     /// What Helm says if it fails.
     pub fn test(&self) -> Result<String> {
-        let (namespace, config) = (self.tenant.namespace(), kubeconfig("admin"));
-        let to = ["test", NAME, "--namespace", namespace, "--kubeconfig", &config, "--timeout", "60s"];
-        Helm::installed().run(&to)
+        self.helm(&["test", NAME, "--timeout", "60s"])
     }
 
     /// Uninstalls it, once.
@@ -89,16 +84,7 @@ impl Release {
     /// # Errors
     /// What Helm says if it is not there.
     pub fn uninstall(&self) -> Result<String> {
-        let (namespace, config) = (self.tenant.namespace(), kubeconfig("admin"));
-        Helm::installed().run(&[
-            "uninstall",
-            NAME,
-            "--namespace",
-            namespace,
-            "--kubeconfig",
-            &config,
-            "--wait",
-        ])
+        self.helm(&["uninstall", NAME, "--wait"])
     }
 
     /// The agent's control API.
@@ -123,16 +109,19 @@ impl Release {
         self.place.path("node")
     }
 
-    /// Gives the chart to Helm, with the release's values.
-    fn helm(&self, action: &str, further: &[&str]) -> Result<String> {
+    /// Gives the chart to Helm, with the release's values, and waits until what came of it is ready.
+    fn put(&self, action: &str) -> Result<String> {
         let values = self.place.path("values.json");
         std::fs::write(&values, self.values.to_string())?;
-        let (values, chart, config) = (values.display().to_string(), chart(NAME), kubeconfig("admin"));
-        let to = [action, NAME, &chart.display().to_string(), "--namespace", self.tenant.namespace()]
-            .map(ToString::to_string);
-        let with = ["--kubeconfig", &config, "--values", &values].map(ToString::to_string);
-        let all = [&to[..], &with, &further.iter().map(ToString::to_string).collect::<Vec<_>>()].concat();
-        Helm::installed().run(&all.iter().map(String::as_str).collect::<Vec<_>>())
+        let (values, chart) = (values.display().to_string(), chart(NAME).display().to_string());
+        self.helm(&[action, NAME, &chart, "--values", &values, "--wait=watcher", "--timeout", "60s"])
+    }
+
+    /// Runs Helm on the tenant's namespace.
+    fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let config = kubeconfig("admin");
+        let to = ["--namespace", self.tenant.namespace(), "--kubeconfig", &config];
+        Helm::installed().run(&[arguments, &to].concat())
     }
 }
 
