@@ -9,7 +9,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`demand`] | the request rate to be ready for, as a quantile with tracked coverage |
-//! | [`queueing`] | how long requests wait, in closed form |
+//! | [`queueing`] | how long requests wait, in closed form and replayed |
 //! | [`profile`] | how long one request takes on a replica at a grant, corrected by what is observed |
 //! | [`plan`] | which grants and how many replicas keep the objective, and the cheapest of them |
 //! | [`cost`] | what a load costs here and on other platforms, from a price file |
@@ -17,6 +17,7 @@
 //! | [`traffic`] | what replicas show over HTTP, as intervals |
 //! | [`need`] | how many replicas a function needs by that |
 //! | [`keda`] | what KEDA asks, and how it is told |
+//! | `chances` | chance that is the same in every run |
 //! | `webhook` | what a pod that opts in gets before it is created |
 //! | `serve` | the service: sources of load, Kubernetes, gRPC, HTTP, the command line |
 //!
@@ -28,6 +29,7 @@
     allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)
 )]
 
+mod chances;
 pub mod cost;
 pub mod demand;
 pub mod keda;

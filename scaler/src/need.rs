@@ -107,15 +107,13 @@ pub struct Need {
 impl Watched {
     /// Begins at `now`. What is remembered holds for this wish only.
     pub fn new(now: Nanos, wish: Option<&Wish>, profiles: &Profiles) -> Self {
-        let surface = wish.and_then(|wish| profiles.get(wish.model.as_deref()?));
-        let time = surface.zip(wish).map(|(surface, wish)| surface.gpu_time(wish.share.sm, 1));
         let miss = wish.and_then(|wish| wish.slo).map_or(0.05, |slo| 1.0 - slo.percentile);
         Self {
             meter: Meter::default(),
             miss,
             demand: None,
             forecast: NO_DEMAND,
-            service: ServiceTime::new(time),
+            service: wish.map_or_else(ServiceTime::unknown, |wish| ServiceTime::of(wish, profiles)),
             at_hand: 0.0,
             latest: Interval::default(),
             since: now,
@@ -234,7 +232,8 @@ impl Watched {
                 recent: self.demand.as_deref().map(Demand::recent),
             };
             let replicas = problem.cheapest(&[], 1..=most, load, None).map_or(most, |plan| plan.replicas);
-            let busy = load.rate * estimate.held(quota) / f64::from(replicas);
+            let held = estimate.held(quota) / estimate.batching.most_speed_up();
+            let busy = load.rate * held / f64::from(replicas);
             f64::from(replicas - 1) + busy.clamp(TRACE, 1.0)
         };
         let equivalents = kept(bears(1.0), || bears(Tuning::default().removal_margin), scene.present);

@@ -11,7 +11,8 @@ use gpu_share::units::{Area, Bytes, Nanos, Quota};
 
 use crate::demand::Recent;
 use crate::profile::Estimate;
-use crate::queueing::{Queue, Slack, replay};
+use crate::queueing::replay::{self, Servers};
+use crate::queueing::{Batching, Queue, Slack};
 
 pub mod pool;
 
@@ -47,13 +48,11 @@ impl Load<'_> {
             .is_some_and(|recent| recent.arrivals().is_some() && self.rate > 0.0 && recent.peak() > 0.0)
     }
 
-    /// Whether at most a part `most` of the recent arrivals would be late at the servers of `queue`, if enough is known of
-    /// them.
-    fn is_borne(&self, queue: &Queue, slacks: &[Slack], most: f64) -> bool {
+    /// Whether at most a part `most` of the recent arrivals would be late at `servers`, if enough is known of them.
+    fn is_borne(&self, servers: &Servers, slacks: &[Slack], most: f64) -> bool {
         let Some(recent) = self.recent.filter(|_| self.is_replayed()) else { return true };
         let stretch = recent.peak() / self.rate;
-        let keeps = |arrivals| replay::keeps(arrivals, stretch, queue.servers, queue.service, slacks, most);
-        recent.arrivals().is_none_or(keeps)
+        recent.arrivals().is_none_or(|arrivals| servers.keep(arrivals, stretch, slacks, most))
     }
 }
 
@@ -123,16 +122,32 @@ impl Problem<'_> {
         let servers = self.servers(places, quota);
         let Some(queue) = self.queue(&servers, load) else { return load.rate <= 0.0 };
         let Some(slo) = self.slo.filter(|slo| self.reachable(slo)) else {
-            return queue.load() <= UTILISATION;
+            return self.busy(&queue) <= UTILISATION;
         };
-        if queue.load() > BUSIEST {
+        if self.busy(&queue) > BUSIEST {
             return false;
         }
         // What is replayed says more of bursts than two moments do.
         let arrival_scv = if load.is_replayed() { load.arrival_scv.min(1.0) } else { load.arrival_scv };
         let (slacks, most) = (self.slacks(&servers, slo), budget(&slo));
-        let late = Queue { arrival_scv, ..queue }.waits().map_or(1.0, |waits| waits.late(&slacks));
-        late <= most && load.is_borne(&queue, &slacks, most)
+        let servers = self.merging(&queue);
+        let is_expected = if servers.batching == Batching::NONE {
+            let waits = Queue { arrival_scv, ..queue }.waits();
+            waits.is_some_and(|waits| waits.late(&slacks) <= most)
+        } else {
+            servers.keep(&replay::expected(arrival_scv), 1.0 / load.rate, &slacks, most)
+        };
+        is_expected && load.is_borne(&servers, &slacks, most)
+    }
+
+    /// The servers of `queue`, with what they merge.
+    fn merging(&self, queue: &Queue) -> Servers {
+        Servers { count: queue.servers, service: queue.service, batching: self.estimate.batching }
+    }
+
+    /// Part of the time that the servers of `queue` are busy, with full batches.
+    fn busy(&self, queue: &Queue) -> f64 {
+        queue.load() / self.estimate.batching.most_speed_up()
     }
 
     /// How long which part of the requests may wait: by total probability over replicas, and over whether others in the row
@@ -180,7 +195,13 @@ impl Problem<'_> {
         else {
             return f64::INFINITY;
         };
-        queue.wait_quantile(1.0 - WAIT_PART * (1.0 - percentile)) + slowest.secs_f64()
+        let most = 1.0 - WAIT_PART * (1.0 - percentile);
+        let wait = if self.estimate.batching == Batching::NONE || load.rate <= 0.0 {
+            queue.wait_quantile(most)
+        } else {
+            self.merging(&queue).wait(&replay::expected(load.arrival_scv), 1.0 / load.rate, most)
+        };
+        wait + slowest.secs_f64()
     }
 
     /// The smallest quota of the grid (floor, then every 5 %, then the ceiling) with which replicas in `places` bear `load`,
@@ -346,7 +367,7 @@ impl Problem<'_> {
     /// Whether replicas in `places` can't bear the mean of `load` even at the most that they can have.
     fn is_hopeless(&self, places: &[Place], load: Load<'_>) -> bool {
         let most: f64 = places.iter().map(|place| place.cap.max(place.alone).fraction()).sum();
-        load.rate * self.estimate.gpu.secs_f64() > most
+        load.rate * self.estimate.gpu.secs_f64() > most * self.estimate.batching.most_speed_up()
     }
 }
 

@@ -41,8 +41,12 @@ mod unseen_tests;
 
 use core::ops::RangeInclusive;
 
+use gpu_share::annotations::Wish;
+use gpu_share::latency::Profiles;
 use gpu_share::quota::completion_bound;
 use gpu_share::units::{Nanos, Quota};
+
+use crate::queueing::Batching;
 
 /// Requests that a profile counts as, against those observed.
 const PROFILE_WEIGHT: f64 = 20.0;
@@ -67,6 +71,7 @@ const OVERHEAD_GAIN: f64 = 0.1;
 pub struct ServiceTime {
     /// Seconds of GPU time by the profile.
     profile: Option<f64>,
+    batching: Batching,
     /// Seconds of GPU time and requests observed, old ones faded.
     used: f64,
     finished: f64,
@@ -98,10 +103,23 @@ pub struct Undisturbed {
 }
 
 impl ServiceTime {
-    /// Starts from the profile's GPU time of one request, or from nothing.
-    pub fn new(profile: Option<Nanos>) -> Self {
+    /// Starts from the profile's GPU time of one request, or from nothing. Requests are merged as `batching` says.
+    pub fn new(profile: Option<Nanos>, batching: Batching) -> Self {
         let profile = profile.map(Nanos::secs_f64).filter(|&seconds| seconds > 0.0);
-        Self { profile, used: 0.0, finished: 0.0, overhead: OVERHEAD, deviation: OVERHEAD }
+        Self { profile, batching, used: 0.0, finished: 0.0, overhead: OVERHEAD, deviation: OVERHEAD }
+    }
+
+    /// Starts from what `profiles` say of a function's model, if they know it.
+    pub fn of(wish: &Wish, profiles: &Profiles) -> Self {
+        let surface = wish.model.as_deref().and_then(|model| profiles.get(model));
+        let Some(surface) = surface else { return Self::unknown() };
+        let time = |items| surface.gpu_time(wish.share.sm, items);
+        Self::new(Some(time(1)), Batching::new(wish.batch, |items| time(items).secs_f64()))
+    }
+
+    /// Starts from nothing.
+    pub fn unknown() -> Self {
+        Self::new(None, Batching::NONE)
     }
 
     /// Takes in what was observed.
@@ -130,6 +148,7 @@ impl ServiceTime {
             uncertainty,
             overhead: Nanos::from_secs_f64(self.overhead),
             deviation: Nanos::from_secs_f64(self.deviation),
+            batching: self.batching,
         })
     }
 
@@ -138,11 +157,15 @@ impl ServiceTime {
         self.profile.zip(self.gpu_seconds()).map_or(1.0, |(profile, gpu)| gpu / profile)
     }
 
+    /// GPU seconds of a request that is not merged.
     fn gpu_seconds(&self) -> Option<f64> {
         let Some(profile) = self.profile else {
             return (self.finished >= ENOUGH).then(|| self.used / self.finished);
         };
-        let mixed = (PROFILE_WEIGHT * profile + self.used) / (PROFILE_WEIGHT + self.finished);
+        // How many were merged is not seen: between none and full batches, what was used does not contradict the profile.
+        let (single, full) = (self.used, self.used * self.batching.most_speed_up());
+        let used = (profile * self.finished).max(single).min(full);
+        let mixed = (PROFILE_WEIGHT * profile + used) / (PROFILE_WEIGHT + self.finished);
         Some(profile * (mixed / profile).clamp(*CORRECTION.start(), *CORRECTION.end()))
     }
 }
@@ -150,7 +173,7 @@ impl ServiceTime {
 /// What is known of the time of one request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
-    /// GPU time.
+    /// GPU time of one that is not merged with others.
     pub gpu: Nanos,
     /// Standard error of the GPU time, as a part of it.
     pub uncertainty: f64,
@@ -158,6 +181,8 @@ pub struct Estimate {
     pub overhead: Nanos,
     /// Mean deviation of the time beside the GPU.
     pub deviation: Nanos,
+    /// What merging requests saves.
+    pub batching: Batching,
 }
 
 impl Estimate {
@@ -202,7 +227,7 @@ mod tests {
 
     #[test]
     fn production_moves_the_profile_and_narrows_it() {
-        let mut service = ServiceTime::new(Some(Nanos::from_millis(20)));
+        let mut service = ServiceTime::new(Some(Nanos::from_millis(20)), Batching::NONE);
         let before = service.estimate().unwrap();
         for _ in 0..100 {
             let used = Nanos::from_millis(60);
@@ -215,8 +240,22 @@ mod tests {
     }
 
     #[test]
+    fn what_merged_requests_use_does_not_contradict_the_profile_until_it_is_less_than_of_full_batches() {
+        let batching = Batching { most: 4, marginal: 0.5 };
+        for (used, expected) in [(20, 20.0), (15, 20.0), (13, 20.0), (30, 30.0), (5, 8.0)] {
+            let mut service = ServiceTime::new(Some(Nanos::from_millis(20)), batching);
+            for _ in 0..1_000 {
+                let used = Nanos::from_millis(used);
+                service.observe(&Observation { used, finished: 1, undisturbed: None });
+            }
+            let gpu = service.estimate().unwrap().gpu.millis_f64();
+            assert!((gpu / expected - 1.0).abs() < 0.15, "{used} ms of each: {gpu}");
+        }
+    }
+
+    #[test]
     fn a_function_without_a_profile_is_unknown_until_enough_requests_finished() {
-        let mut service = ServiceTime::new(None);
+        let mut service = ServiceTime::new(None, Batching::NONE);
         let one = Observation { used: Nanos::from_millis(12), finished: 1, undisturbed: None };
         service.observe(&one);
         assert_eq!(service.estimate(), None);
@@ -228,7 +267,7 @@ mod tests {
 
     #[test]
     fn an_error_of_measurement_moves_a_profile_only_so_far() {
-        let mut service = ServiceTime::new(Some(Nanos::from_millis(20)));
+        let mut service = ServiceTime::new(Some(Nanos::from_millis(20)), Batching::NONE);
         for _ in 0..100 {
             service.observe(&Observation { used: Nanos::from_secs(9), finished: 1, undisturbed: None });
         }
@@ -237,7 +276,7 @@ mod tests {
 
     #[test]
     fn time_beside_the_gpu_is_learnt_from_requests_that_did_not_wait() {
-        let mut service = ServiceTime::new(Some(Nanos::from_millis(20)));
+        let mut service = ServiceTime::new(Some(Nanos::from_millis(20)), Batching::NONE);
         let (latency, quota) = (Nanos::from_millis(60), percent(40));
         let undisturbed = Some(Undisturbed { latency, quota, alone: true });
         for _ in 0..80 {
@@ -248,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_request_that_may_have_waited_never_raises_the_overhead() {
-        let mut service = ServiceTime::new(Some(Nanos::from_millis(20)));
+        let mut service = ServiceTime::new(Some(Nanos::from_millis(20)), Batching::NONE);
         let undisturbed =
             Some(Undisturbed { latency: Nanos::from_millis(400), quota: percent(40), alone: false });
         let before = service.estimate().unwrap().overhead;
@@ -258,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_smaller_quota_stretches_the_mean_and_the_bound() {
-        let estimate = ServiceTime::new(Some(Nanos::from_millis(20))).estimate().unwrap();
+        let estimate = ServiceTime::new(Some(Nanos::from_millis(20)), Batching::NONE).estimate().unwrap();
         assert!((estimate.held(percent(50)) - 0.040).abs() < 1e-9);
         assert!(
             estimate.bound(percent(25), Nanos::from_millis(10))

@@ -108,6 +108,47 @@ impl Queue {
     }
 }
 
+/// What merging requests saves: a server takes up to `most` of those that wait at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Batching {
+    /// Requests in a full batch, at least 1.
+    pub most: u32,
+    /// What each request beyond the first adds, as a part of the time that one alone takes: 0 to 1.
+    pub marginal: f64,
+}
+
+impl Batching {
+    /// Requests are taken one by one.
+    pub const NONE: Self = Self { most: 1, marginal: 1.0 };
+
+    /// Batches of up to `most`, which take as long as `seconds` says of each size.
+    ///
+    /// On the line through the ends: where small batches take as long as one request, because launching their kernels
+    /// takes longest, it is above what they take.
+    pub fn new(most: u32, seconds: impl Fn(u32) -> f64) -> Self {
+        let (one, full) = (seconds(1), seconds(most));
+        if most <= 1 || one <= 0.0 {
+            return Self::NONE;
+        }
+        Self { most, marginal: ((full / one - 1.0) / f64::from(most - 1)).clamp(0.0, 1.0) }
+    }
+
+    /// How long a batch of `items` takes, as a multiple of what one alone does.
+    pub fn time(&self, items: u32) -> f64 {
+        1.0 + self.marginal * f64::from(items.clamp(1, self.most) - 1)
+    }
+
+    /// Requests that batches of `items` serve in the time of one alone.
+    pub fn speed_up(&self, items: u32) -> f64 {
+        f64::from(items.clamp(1, self.most)) / self.time(items)
+    }
+
+    /// The same of full ones.
+    pub fn most_speed_up(&self) -> f64 {
+        self.speed_up(self.most)
+    }
+}
+
 /// How long a part of the requests may wait before they are late.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Slack {

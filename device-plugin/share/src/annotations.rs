@@ -103,7 +103,6 @@ impl Wish {
         gpu_memory: Bytes,
         profiles: &Profiles,
     ) -> Result<Option<Self>, Invalid> {
-        let parse_with = |key| text(annotations, key);
         // Every value is checked, also of a function without a share: a wrong one is a mistake, not a wish.
         let shape = Shape::read(annotations, gpu_memory)?;
         let sm = shape.sm.unwrap_or(SmShare::WHOLE);
@@ -111,17 +110,47 @@ impl Wish {
         let ceiling = shape.limit.unwrap_or(Quota::WHOLE);
         check_limit(annotations, annotation::QUOTA_LIMIT, floor, ceiling)?;
         let memory = shape.memory.unwrap_or_else(|| Bytes(gpu_memory.0 / 100 * u64::from(sm.percent())));
+        let Aims { slo, scaling, batch, replicas, priority } = Aims::read(annotations)?;
         let wish = Self {
             share: Share::new(sm, floor, ceiling, memory)?,
-            slo: parse_with(annotation::SLO).map(slo).transpose()?,
-            scaling: parse_with(annotation::POLICY).map(scaling).transpose()?.unwrap_or_default(),
-            model: parse_with(annotation::MODEL).map(|model| known(model, profiles)).transpose()?,
-            batch: parse_with(annotation::BATCH).map(batch).transpose()?.unwrap_or(1),
-            replicas: parse_with(annotation::REPLICAS).map(replicas).transpose()?.unwrap_or_default(),
-            priority: parse_with(annotation::PRIORITY).map(priority).transpose()?.unwrap_or_default(),
+            slo,
+            scaling: scaling.unwrap_or_default(),
+            model: text(annotations, annotation::MODEL).map(|model| known(model, profiles)).transpose()?,
+            batch: batch.unwrap_or(1),
+            replicas: replicas.unwrap_or_default(),
+            priority: priority.unwrap_or_default(),
         };
         let asks = shape.sm.is_some() || shape.quota.is_some() || shape.memory.is_some();
         Ok(asks.then_some(wish))
+    }
+}
+
+/// What annotations say of how a function is to be served, beside its share and its model; what they leave out is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Aims {
+    /// The objective.
+    pub slo: Option<Slo>,
+    /// Which scaling is allowed.
+    pub scaling: Option<Scaling>,
+    /// Largest batch.
+    pub batch: Option<u32>,
+    /// Bounds of the number of replicas.
+    pub replicas: Option<Replicas>,
+    /// Whether others come first where there are not enough GPUs.
+    pub priority: Option<Priority>,
+}
+
+impl Aims {
+    /// Reads `annotations`; those of the share and the model are not looked at.
+    pub fn read(annotations: &BTreeMap<String, String>) -> Result<Self, Invalid> {
+        let parse_with = |key| text(annotations, key);
+        Ok(Self {
+            slo: parse_with(annotation::SLO).map(slo).transpose()?,
+            scaling: parse_with(annotation::POLICY).map(scaling).transpose()?,
+            batch: parse_with(annotation::BATCH).map(batch).transpose()?,
+            replicas: parse_with(annotation::REPLICAS).map(replicas).transpose()?,
+            priority: parse_with(annotation::PRIORITY).map(priority).transpose()?,
+        })
     }
 }
 

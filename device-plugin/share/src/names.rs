@@ -46,6 +46,8 @@ pub mod env {
     pub const BINDING: &str = "GPUFN_BINDING";
     /// Set where a share is asked for: `strict` refuses to start the function without a binding, `open` only warns.
     pub const POLICY: &str = "GPUFN_POLICY";
+    /// Most inferences that the watchdog merges.
+    pub const MAX_BATCH_SIZE: &str = "max_batch_size";
     /// Path of the real (or simulated) CUDA driver library.
     pub const DRIVER: &str = "GPUFN_DRIVER";
     /// Path of the real (or simulated) management library.

@@ -19,6 +19,7 @@ use super::prices::{Price, within};
 use super::{FINE, Operation, Unfit, Workload};
 use crate::plan::{Load as Demand, Plan, Problem};
 use crate::profile::Estimate;
+use crate::queueing::Batching;
 
 /// A GPU for each replica.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -337,6 +338,7 @@ fn estimate(work: &Workload, times: &Distribution) -> Estimate {
         uncertainty: (over / 2.0).max(0.0),
         overhead: Nanos::from_secs_f64(work.beside),
         deviation: Nanos::ZERO,
+        batching: Batching::NONE,
     }
 }
 

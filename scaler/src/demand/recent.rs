@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 
+use crate::chances::Chances;
+
 /// Seconds that are remembered.
 const WINDOW: f64 = 60.0;
 /// Arrivals that are remembered at most: of a high rate fewer seconds tell as much.
@@ -20,12 +22,12 @@ pub struct Recent {
     /// Ends of intervals since the oldest of them, and the steady rate there, if no later one was higher.
     rates: VecDeque<(f64, f64)>,
     now: f64,
-    state: u64,
+    chances: Chances,
 }
 
 impl Default for Recent {
     fn default() -> Self {
-        Self { arrivals: Vec::new(), first: 0, rates: VecDeque::new(), now: 0.0, state: 1 }
+        Self { arrivals: Vec::new(), first: 0, rates: VecDeque::new(), now: 0.0, chances: Chances::default() }
     }
 }
 
@@ -35,7 +37,7 @@ impl Recent {
         let start = self.arrivals.len();
         let count = usize::try_from(count).unwrap_or(usize::MAX).min(MOST);
         for _ in 0..count {
-            let at = self.now + seconds * self.chance();
+            let at = self.now + seconds * self.chances.next();
             self.arrivals.push(at);
         }
         self.arrivals[start..].sort_unstable_by(f64::total_cmp);
@@ -59,14 +61,6 @@ impl Recent {
     /// The highest steady rate in their time, requests a second.
     pub fn peak(&self) -> f64 {
         self.rates.front().map_or(0.0, |&(_, rate)| rate)
-    }
-
-    /// From 0 to 1, by a linear congruential generator (Knuth's MMIX): chance that is the same in every run.
-    #[allow(clippy::cast_precision_loss)] // 53 bits.
-    fn chance(&mut self) -> f64 {
-        self.state =
-            self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.state >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

@@ -28,7 +28,7 @@ fn poisson(rate: f64) -> Load<'static> {
 }
 
 fn estimate(millis: u64) -> Estimate {
-    ServiceTime::new(Some(Nanos::from_millis(millis))).estimate().unwrap()
+    ServiceTime::new(Some(Nanos::from_millis(millis)), Batching::NONE).estimate().unwrap()
 }
 
 #[test]
@@ -133,6 +133,20 @@ fn bursts_that_came_take_as_much_as_they_need_and_no_more() {
     assert!(even < by_moments, "{even} for what came, {by_moments} for what its moments allow");
     let (bursts, _) = needs(|step| if step % 20 < 5 { 16 } else { 0 });
     assert!(bursts > even, "{bursts} and {even}");
+}
+
+#[test]
+fn merged_requests_need_less_of_a_gpu_and_single_ones_as_much_as_before() {
+    let share = share(10, 100);
+    let cost = |most, marginal, rate| {
+        let estimate = Estimate { batching: Batching { most, marginal }, ..estimate(20) };
+        problem(&estimate, &share, slo(100)).cheapest(&[], 1..=16, poisson(rate), None).unwrap().cost
+    };
+    let single = cost(1, 1.0, 100.0);
+    // By the formula and by arrivals that are expected.
+    assert!(cost(2, 1.0, 100.0).gpus() < 1.25 * single.gpus());
+    assert!(cost(8, 0.1, 100.0).gpus() < 0.5 * single.gpus());
+    assert!(cost(8, 0.1, 1.0).gpus() > 0.8 * cost(1, 1.0, 1.0).gpus());
 }
 
 proptest! {

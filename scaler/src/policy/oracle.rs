@@ -17,6 +17,7 @@ use super::rows::Rows;
 use super::{Action, Decision, FunctionView, Policy, ReplicaState, ReplicaView};
 use crate::plan::{Load, Place, Problem};
 use crate::profile::Estimate;
+use crate::queueing::Batching;
 
 /// How far a grant looks ahead: it must bear what comes until the next one has reached the GPU.
 const NEXT: Nanos = Nanos::from_secs(1);
@@ -49,12 +50,13 @@ impl Oracle {
         let share = view.wish.share;
         let surface = view.wish.model.as_deref().and_then(|model| self.profiles.get(model));
         let Some(surface) = surface else { return Vec::new() };
-        let gpu = surface.gpu_time(share.sm, 1);
+        let time = |items| surface.gpu_time(share.sm, items);
         let estimate = Estimate {
-            gpu,
+            gpu: time(1),
             uncertainty: 0.0,
             overhead: Nanos::from_millis(3),
             deviation: Nanos::from_millis(1),
+            batching: Batching::new(view.wish.batch, |items| time(items).secs_f64()),
         };
         let problem = Problem {
             estimate: &estimate,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use gpu_share::annotations::Shape;
+use gpu_share::annotations::{Aims, Shape};
 use gpu_share::invalid::Invalid;
 use gpu_share::names::{env, label};
 use gpu_share::units::{Area, Quota, SmShare};
@@ -28,13 +28,14 @@ pub(super) fn admit(pod: &Value, settings: &Settings) -> Result<Value, Denied> {
     Pod::deserialize(&pod).map_err(|error| Denied::Unreadable(error.to_string()))?;
     let annotations = texts(&pod["metadata"]["annotations"]);
     let shape = Shape::read(&annotations, settings.gpu_memory)?;
+    let aims = Aims::read(&annotations)?;
     let spec = &mut pod["spec"];
     refuse_node(spec)?;
     let function = function(spec, &annotations, settings)?;
     give_units(spec, function, &shape, settings)?;
     for container in with_units(spec, settings) {
         refuse(&spec["containers"][container], settings)?;
-        promise(&mut spec["containers"][container]);
+        set_up(&mut spec["containers"][container], &aims);
     }
     if let Some(class) = &settings.runtime_class
         && spec["runtimeClassName"].is_null()
@@ -155,11 +156,18 @@ fn check_units(asked: &Value, place: &str, settings: &Settings) -> Result<(), De
     Err(Invalid::new(settings.resource.clone(), text, allowed).within(place).into())
 }
 
-/// The watchdog refuses to start a function that should have a share and has no binding.
-fn promise(container: &mut Value) {
+/// What the watchdog is told, where the container does not say it itself: to refuse to start a function that should have a share
+/// and has no binding, and how many inferences it may merge.
+fn set_up(container: &mut Value, aims: &Aims) {
     let variables = list(&mut container["env"]);
-    if !variables.iter().any(|one| one["name"] == env::POLICY) {
-        variables.push(json!({"name": env::POLICY, "value": "strict"}));
+    let mut tell = |name: &str, value: &str| {
+        if !variables.iter().any(|one| one["name"] == name) {
+            variables.push(json!({"name": name, "value": value}));
+        }
+    };
+    tell(env::POLICY, "strict");
+    if let Some(batch) = aims.batch {
+        tell(env::MAX_BATCH_SIZE, &batch.to_string());
     }
 }
 
@@ -229,6 +237,31 @@ mod tests {
     fn units(pod: &Value, container: usize) -> (&Value, &Value) {
         let resources = &pod["spec"]["containers"][container]["resources"];
         (&resources["limits"]["gpufn.dev/gpu"], &resources["requests"]["gpufn.dev/gpu"])
+    }
+
+    #[test]
+    fn how_many_inferences_may_be_merged_is_told_unless_the_container_says_it_itself() {
+        let asked = json!({"gpufn.dev/sm": "50", "gpufn.dev/quota": "40", "gpufn.dev/batch": "8"});
+        let own = json!([{"name": "max_batch_size", "value": "4"}]);
+        for (env, size) in [(Value::Null, "8"), (own, "4")] {
+            let containers = json!([{"name": "main", "env": env}]);
+            let admitted = admit(&pod(asked.clone(), containers), &settings()).unwrap();
+            let variables = admitted["spec"]["containers"][0]["env"].as_array().unwrap();
+            let sizes: Vec<_> = variables.iter().filter(|one| one["name"] == "max_batch_size").collect();
+            assert_eq!(sizes, [&json!({"name": "max_batch_size", "value": size})]);
+        }
+    }
+
+    #[test]
+    fn an_aim_that_can_not_be_read_is_refused_before_anything_runs() {
+        for (name, value) in
+            [("slo", "fast"), ("batch", "0"), ("replicas", "3..1"), ("policy", "best"), ("priority", "first")]
+        {
+            let mut asked = json!({"gpufn.dev/quota": "40"});
+            asked[format!("gpufn.dev/{name}")] = json!(value);
+            let refused = admit(&pod(asked, json!([{"name": "main"}])), &settings()).unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("gpufn.dev/{name} is \"{value}\"")), "{refused}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gpu_share::annotations::{Replicas, Wish};
 use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
-use gpu_share::names::annotation;
+use gpu_share::names::{annotation, env};
 use gpu_share::units::{Bytes, Nanos};
 use scaler::profile::sheet::check_reachable;
 
@@ -118,9 +118,12 @@ impl Spec {
 
     /// What the function's processes get as environment, the deployment's own last.
     pub(crate) fn env(&self) -> Map {
-        let mut env = self.program.env.clone();
-        env.extend(self.deployment.env_vars.clone());
-        env
+        let merged = self.wish.as_ref().filter(|wish| wish.batch > 1);
+        let mut all: Map =
+            merged.map(|wish| (env::MAX_BATCH_SIZE.into(), wish.batch.to_string())).into_iter().collect();
+        all.extend(self.program.env.clone());
+        all.extend(self.deployment.env_vars.clone());
+        all
     }
 }
 
@@ -259,6 +262,17 @@ mod tests {
             has_secret: &|_, name| name == "known",
         };
         Spec::check(serde_json::from_str(json).unwrap(), &around, String::new(), 1)
+    }
+
+    #[test]
+    fn the_watchdog_is_told_how_many_inferences_it_may_merge_unless_the_function_says_so_itself() {
+        let size = |json: &str| check(json).unwrap().env().get("max_batch_size").cloned();
+        let annotations = r#""annotations":{"gpufn.dev/sm":"50","gpufn.dev/batch":"8"}"#;
+        let plain = format!(r#"{{"service":"a","image":"/bin/cat",{annotations}}}"#);
+        assert_eq!(size(&plain).as_deref(), Some("8"));
+        let own = plain.replace("}}", r#"},"envVars":{"max_batch_size":"4"}}"#);
+        assert_eq!(size(&own).as_deref(), Some("4"));
+        assert_eq!(size(r#"{"service":"a","image":"/bin/cat"}"#), None);
     }
 
     #[test]

@@ -160,7 +160,8 @@ fn alarm(
     let slowest = ready.iter().map(|replica| held(replica)).reduce(f64::max)?;
     // A lone request is no queue, however long it takes.
     let limit = limit.max(1.5 * (slowest + problem.estimate.overhead.secs_f64()));
-    let queued = f64::from(view.in_flight) / speed;
+    let each = view.in_flight.div_ceil(super::function::number(ready.len()).max(1));
+    let queued = f64::from(view.in_flight) / (speed * problem.estimate.batching.speed_up(each));
     if queued > limit {
         return Some(format!("{} in flight take {:.0} ms", view.in_flight, queued * 1e3));
     }

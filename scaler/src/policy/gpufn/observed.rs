@@ -45,12 +45,11 @@ pub(super) struct Observed {
 
 impl Observed {
     pub(super) fn new(now: Nanos, view: &FunctionView, profiles: &Profiles, tuning: &Tuning) -> Self {
-        let surface = view.wish.model.as_deref().and_then(|model| profiles.get(model));
         let miss = view.wish.slo.map_or(0.05, |slo| 1.0 - slo.percentile);
         Self {
             // A cold start too many costs more than the grants that bridge one too few, so its forecast is narrower.
             demand: Demand::new(FORECAST_PART * miss, tuning.vertical, 0.5 * miss),
-            service: ServiceTime::new(surface.map(|surface| surface.gpu_time(view.wish.share.sm, 1))),
+            service: ServiceTime::of(&view.wish, profiles),
             latencies: VecDeque::new(),
             served: BTreeSet::new(),
             in_flight: 0,
