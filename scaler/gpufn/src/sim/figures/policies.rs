@@ -105,12 +105,14 @@ fn families(quick: bool) -> anyhow::Result<Vec<Family>> {
         }
         Ok(Family { name: name.into(), scenario })
     };
-    let one = |load: &str| {
+    let merged = |batch: u32, load: &str| {
         format!(
             "gpus: {{count: 10}}\nfunctions:\n  - name: resnet50\n    model: resnet50\n    annotations: {{sm: \"10\", quota: \
-             \"20\", memory: 1500Mi, replicas: \"1..16\"}}\n    serving: {{cpu-ms: {{mean: 3, cv: 0.3}}}}\n    load: {load}\n"
+             \"20\", memory: 1500Mi, replicas: \"1..16\", batch: \"{batch}\"}}\n    serving: {{cpu-ms: {{mean: 3, cv: \
+             0.3}}}}\n    load: {load}\n"
         )
     };
+    let one = |load: &str| merged(1, load);
     let fleet = |counts: &str, gpus: u32| {
         format!(
             "gpus: {{count: {gpus}}}\ncontrol: {{tick-ms: 1000}}\nfleet:\n  counts: {counts}\n  models: [resnet50, \
@@ -118,8 +120,8 @@ fn families(quick: bool) -> anyhow::Result<Vec<Family>> {
              \"0..16\"}}\n  slo-times: [3]\n  serving: {{cpu-ms: {{mean: 3, cv: 0.3}}}}\n"
         )
     };
-    let mmpp =
-        |dispersion: u32| one(&format!("{{mmpp: {{rate: 40, dispersion: {dispersion}, seconds: 900}}}}"));
+    let bursts = |dispersion: u32| format!("{{mmpp: {{rate: 40, dispersion: {dispersion}, seconds: 900}}}}");
+    let mmpp = |dispersion: u32| one(&bursts(dispersion));
     let families = [
         ("has-standard", one("{trace: has-standard}")),
         ("has-stress", one("{trace: has-stress}")),
@@ -129,6 +131,7 @@ fn families(quick: bool) -> anyhow::Result<Vec<Family>> {
         ("mmpp-1", mmpp(1)),
         ("mmpp-4", mmpp(4)),
         ("mmpp-16", mmpp(16)),
+        ("mmpp-4-batch-4", merged(4, &bursts(4))),
     ];
     families.iter().map(|(name, yaml)| named(name, yaml)).collect()
 }
@@ -305,7 +308,17 @@ mod tests {
         let names: Vec<_> = families(true).unwrap().into_iter().map(|family| family.name).collect();
         assert_eq!(
             names,
-            ["has-standard", "has-stress", "azure-40", "azure-250", "ramp", "mmpp-1", "mmpp-4", "mmpp-16"]
+            [
+                "has-standard",
+                "has-stress",
+                "azure-40",
+                "azure-250",
+                "ramp",
+                "mmpp-1",
+                "mmpp-4",
+                "mmpp-16",
+                "mmpp-4-batch-4"
+            ]
         );
     }
 }
