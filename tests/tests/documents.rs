@@ -4,11 +4,17 @@
 // A test ends where something is wrong with it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use std::{env, fs};
 
+use gpu_share::annotations::Wish;
+use gpu_share::latency::Profiles;
+use gpu_share::units::Bytes;
+use scaler::keda::metadata::Terms;
+use serde_json::Value;
 use tests::local::Local;
 use tests::programs;
 use tokio::process::Command;
@@ -91,16 +97,57 @@ fn what_documents_link_to_is_there() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
-/// The blocks of `page` that are marked `sh`, as one script.
-fn script(page: &str) -> String {
-    let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    blocks.collect()
+/// The blocks of `page` that are marked as `language`.
+fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let parts = page.split("```").collect::<Vec<_>>();
+    let inside = parts.iter().skip(1).step_by(2);
+    inside.filter_map(|block| block.strip_prefix(&format!("{language}\n"))).collect()
+}
+
+/// Maps below `key`, however deep.
+fn below<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
+    match value {
+        Value::Object(members) => {
+            found.extend(members.get(key).filter(|value| value.is_object()));
+            members.values().for_each(|value| below(value, key, found));
+        }
+        Value::Array(items) => items.iter().for_each(|value| below(value, key, found)),
+        _ => {}
+    }
+}
+
+fn texts(map: &Value) -> BTreeMap<String, String> {
+    serde_json::from_value(map.clone()).unwrap()
+}
+
+#[test]
+fn annotations_and_triggers_of_the_pages_are_what_the_programs_read() {
+    let (mut wishes, mut triggers) = (0, 0);
+    for page in pages().iter().filter(|page| page.parent().is_some_and(|folder| folder.ends_with("docs"))) {
+        let text = fs::read_to_string(page).unwrap();
+        for block in blocks(&text, "yaml") {
+            let object: Value = serde_yaml::from_str(block).unwrap();
+            let (mut annotations, mut metadata) = (Vec::new(), Vec::new());
+            below(&object, "annotations", &mut annotations);
+            below(&object["spec"]["triggers"], "metadata", &mut metadata);
+            for map in annotations {
+                let wish = Wish::read(&texts(map), Bytes::gib(16), &Profiles::shipped());
+                assert!(wish.unwrap().is_some(), "{}: {map}", page.display());
+                wishes += 1;
+            }
+            for map in metadata {
+                Terms::read("fn", &texts(map).into_iter().collect()).unwrap();
+                triggers += 1;
+            }
+        }
+    }
+    assert!(wishes >= 3 && triggers >= 1, "{wishes} and {triggers}");
 }
 
 #[tokio::test]
 async fn the_page_for_trying_it_locally_does_what_it_says() {
     let local = Local::up().start().await;
-    let commands = script(&fs::read_to_string(root().join("docs/try-locally.md")).unwrap());
+    let commands = blocks(&fs::read_to_string(root().join("docs/try-locally.md")).unwrap(), "sh").concat();
     assert!(commands.lines().count() > 15, "{commands}");
     let folder = programs::built("gpufn").parent().unwrap().to_path_buf();
     let path = format!("{}:{}", folder.display(), env::var("PATH").unwrap_or_default());

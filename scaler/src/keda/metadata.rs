@@ -5,11 +5,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use gpu_share::annotations::{Slo, Wish};
+use gpu_share::annotations::{Aims, Slo};
 use gpu_share::invalid::Invalid;
-use gpu_share::latency::Profiles;
 use gpu_share::names::annotation;
-use gpu_share::units::Bytes;
 
 /// What a trigger asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,12 +97,10 @@ fn function((key, value): Pair<'_>) -> Result<String, Invalid> {
 }
 
 fn slo((key, value): Pair<'_>) -> Result<Slo, Invalid> {
-    // The one reader of objectives is that of annotations. Without a share there is no wish, so a whole GPU is asked for.
-    let annotations =
-        BTreeMap::from([(annotation::SLO.into(), value.into()), (annotation::SM.into(), "100".into())]);
-    let wish =
-        Wish::read(&annotations, Bytes::gib(1), &Profiles::default()).map_err(|bad| bad.in_field(key))?;
-    wish.and_then(|wish| wish.slo).ok_or_else(|| Invalid::new(key, value, "an objective such as p95<100ms"))
+    // The one reader of objectives is that of annotations.
+    let annotations = BTreeMap::from([(annotation::SLO.into(), value.into())]);
+    let aims = Aims::read(&annotations).map_err(|bad| bad.in_field(key))?;
+    aims.slo.ok_or_else(|| Invalid::new(key, value, "an objective such as p95<100ms"))
 }
 
 fn number((key, value): Pair<'_>, least: f64, most: f64) -> Result<f64, Invalid> {
