@@ -18,6 +18,7 @@ HOOK_TARGET = $(patsubst %-musl,%-gnu,$(TARGET))
 HOOK_DIR = $(if $(TARGET),target/$(HOOK_TARGET)/release,$(PROFILE_DIR))
 
 NODE_IMAGE_ROOT = target/image-node/$(ARCHITECTURE)
+SCALER_IMAGE_ROOT = target/image-scaler/$(ARCHITECTURE)
 # From the folder of built libraries into a folder, by the names under which programs look for them.
 define install-hook
 	install -D $(1)/libcuda_hook.so $(2)/libcuda.so.1
@@ -28,7 +29,7 @@ define install-hook
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo bench bench-plugin bench-scaler build-node bench-watchdog build-watchdog-static watchdog-image-root node-image-root bench-hook gpu-proof figures \
+.PHONY: help build demo bench bench-plugin bench-scaler build-node bench-watchdog build-watchdog-static watchdog-image-root node-image-root scaler-image-root bench-hook gpu-proof figures \
 	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile figures-policies \
 	figures-sim-validation figures-planner bench-sim test-charts test-templates test-kubelet test lint deny clean-state
 
@@ -69,6 +70,11 @@ node-image-root: build-node ## what device-plugin/Dockerfile puts into an image,
 	rm -rf $(NODE_IMAGE_ROOT)
 	install -D target/shipped/gpufn-node $(NODE_IMAGE_ROOT)/gpufn-node
 	$(call install-hook,$(PROFILE_DIR),$(NODE_IMAGE_ROOT)/hook)
+
+scaler-image-root: ## what scaler/Dockerfile puts into an image, in target/image-scaler: gpufn-scaler
+	$(CARGO) build --release --locked --package scaler --bin gpufn-scaler
+	rm -rf $(SCALER_IMAGE_ROOT)
+	install -D --strip $(PROFILE_DIR)/gpufn-scaler $(SCALER_IMAGE_ROOT)/gpufn-scaler
 
 watchdog-image-root: build-watchdog-static ## what watchdog/Dockerfile puts into an image, in target/image: fwatchdog and the hook (TARGET)
 	$(CARGO) build --release --locked --package cuda-hook --package cuda-hook-nvml --package cuda-hook-preload \

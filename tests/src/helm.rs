@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::python::{Cache, Environment};
 
@@ -64,6 +64,21 @@ impl Helm {
         let chart = chart.to_str().context("the chart's path")?;
         let arguments = ["template", "release", chart, "--namespace", "gpufn", "--kube-version", kubernetes];
         run(Command::new(&self.program).args(arguments).args(["--values", "-"]), values)
+    }
+
+    /// A folder with all charts, where the one of this name has the charts that it depends on.
+    ///
+    /// # Errors
+    /// If they can't be copied, and what Helm says if it does not find them.
+    pub fn with_dependencies(&self, name: &str) -> Result<TempDir> {
+        let folder = tempfile::tempdir()?;
+        let mut copy = Command::new("cp");
+        copy.arg("-R").arg(chart(".")).arg(folder.path());
+        run(&mut copy, "")?;
+        let mut build = Command::new(&self.program);
+        build.args(["dependency", "build", name]).current_dir(folder.path());
+        run(&mut build, "")?;
+        Ok(folder)
     }
 
     /// Whether manifests are what a version of Kubernetes knows, field by field.
