@@ -56,6 +56,16 @@ impl Helm {
         run(Command::new(&self.program).args(arguments), "")
     }
 
+    /// What Helm prints for arguments as a shell has them, in this folder.
+    ///
+    /// # Errors
+    /// What it says if it fails.
+    pub fn shell(&self, arguments: &str, folder: &Path) -> Result<String> {
+        let mut shell = Command::new("bash");
+        shell.arg("-c").arg(format!("\"$HELM\" {arguments}")).env("HELM", &self.program).current_dir(folder);
+        run(&mut shell, "")
+    }
+
     /// The manifests of a chart for a version of Kubernetes.
     ///
     /// # Errors

@@ -5,6 +5,8 @@
 
 #[path = "charts/node.rs"]
 mod node;
+#[path = "charts/pages.rs"]
+mod pages;
 #[path = "charts/scaler.rs"]
 mod scaler;
 #[path = "charts/umbrella.rs"]
