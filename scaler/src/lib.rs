@@ -19,6 +19,7 @@
 //! | [`keda`] | what KEDA asks, and how it is told |
 //! | `chances` | chance that is the same in every run |
 //! | `webhook` | what a pod that opts in gets before it is created |
+//! | `page` | the web page, for all servers that show functions |
 //! | `serve` | the service: sources of load, Kubernetes, gRPC, HTTP, the command line |
 //!
 //! Start reading at [`policy`], then [`plan`].
@@ -34,6 +35,8 @@ pub mod cost;
 pub mod demand;
 pub mod keda;
 pub mod need;
+#[cfg(feature = "page")]
+pub mod page;
 pub mod plan;
 pub mod policy;
 pub mod profile;

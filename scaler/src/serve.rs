@@ -13,7 +13,8 @@
 //! | `source` | where load is read: watchdogs, Prometheus, a gateway |
 //! | `sampler` | reading it in time |
 //! | `grpc`, `streams` | KEDA's protocol |
-//! | `web` | health, metrics, explanations |
+//! | `web` | health, metrics, explanations, the web page |
+//! | `overview`, `decisions` | what the web page shows |
 //! | `tls` | who may connect |
 //! | `metrics` | what is exported |
 //! | `admission` | the webhook, over HTTPS |
@@ -25,9 +26,11 @@ mod board;
 pub mod cli;
 mod clock;
 mod cluster;
+mod decisions;
 mod fleet;
 mod grpc;
 mod metrics;
+mod overview;
 mod sampler;
 mod source;
 mod start;

@@ -1,12 +1,18 @@
 //! What `gpufn up` tells others about itself, as JSON: `GET /v1/overview` and `GET /v1/decisions?after=SEQ`.
 //!
-//! Only the shapes; `up` fills them, `top` and `demo` read them.
+//! Only the shapes; `up` fills them, `top`, `demo` and the web page read them. The scaler tells a part of the same.
 
+use gpu_share::annotations::Scaling;
+use gpu_share::ledger::Sharing;
+use gpu_share::protocol::Health;
 use serde::{Deserialize, Serialize};
 
 /// Everything at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Overview {
+    /// Who tells this: program and version.
+    #[serde(default)]
+    pub server: String,
     /// Seconds since `up` started.
     pub uptime_s: f64,
     /// The scaling policy.
@@ -24,6 +30,12 @@ pub struct GpuView {
     pub uuid: String,
     /// Product name.
     pub name: String,
+    /// Whether processes run beside each other on it.
+    #[serde(default)]
+    pub sharing: Option<Sharing>,
+    /// Whether it can be trusted.
+    #[serde(default)]
+    pub health: Health,
     /// Memory, bytes.
     pub memory_bytes: u64,
     /// Memory bound to functions, bytes.
@@ -41,8 +53,20 @@ pub struct FunctionSummary {
     pub namespace: String,
     /// Name of its profile.
     pub model: Option<String>,
+    /// Which scaling it allows, if it has a share.
+    #[serde(default)]
+    pub policy: Option<Scaling>,
     /// Its objective, as written.
     pub slo: Option<String>,
+    /// Longest latency that keeps the objective, ms.
+    #[serde(default)]
+    pub slo_bound_ms: Option<f64>,
+    /// Latency of the last 10 s at the objective's percentile, ms.
+    #[serde(default)]
+    pub slo_latency_ms: Option<f64>,
+    /// Replicas that there should be.
+    #[serde(default)]
+    pub replicas_wanted: u32,
     /// Requests per second over the last two seconds.
     pub rate_rps: f64,
     /// Requests at its replicas.

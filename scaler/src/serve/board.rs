@@ -17,7 +17,9 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::clock::Clock;
+use super::decisions::Decisions;
 use super::fleet::{Deployment, FunctionName, Pod, PodName};
+use super::overview::{self, FunctionSummary, Overview, ReplicaSummary};
 use crate::keda::metadata::Terms;
 use crate::need::{Need, Scene, Watched};
 use crate::traffic::Reading;
@@ -69,6 +71,8 @@ pub(super) struct Board {
     pods: RwLock<HashMap<PodName, Pod>>,
     deployments_listed: AtomicBool,
     pods_listed: AtomicBool,
+    /// What was told to KEDA, and why.
+    pub(super) decisions: Decisions,
 }
 
 /// Why nothing can be said.
@@ -114,6 +118,8 @@ struct State {
     held: Option<(u32, Nanos)>,
     /// On what terms `ScaledObject`s asked last, by their names.
     asked: BTreeMap<String, Terms>,
+    /// Replicas that were told last.
+    told: Option<f64>,
 }
 
 /// A function for people: what is known, and what follows for each `ScaledObject` that asked.
@@ -155,6 +161,7 @@ impl Board {
             pods: RwLock::default(),
             deployments_listed: AtomicBool::new(false),
             pods_listed: AtomicBool::new(false),
+            decisions: Decisions::default(),
         }
     }
 
@@ -248,7 +255,14 @@ impl Board {
 
     /// What the function that is meant needs; `asker` is the `ScaledObject` that asks.
     pub(super) fn need(&self, namespace: &str, asker: &str, terms: &Terms) -> Result<Need, Unknown> {
-        self.meant(namespace, terms)?.need(asker, terms, &self.settings, self.clock.now())
+        let (entry, now) = (self.meant(namespace, terms)?, self.clock.now());
+        let (need, before) = entry.need(asker, terms, &self.settings, now)?;
+        let needed = need.equivalents.ceil();
+        // Parts of a replica change all the time.
+        if before.map(f64::ceil) != Some(needed) {
+            self.decisions.needs(now, &entry.name, before.map(f64::ceil), needed, &need.reason);
+        }
+        Ok(need)
     }
 
     /// The replicas that the function has now.
@@ -282,6 +296,25 @@ impl Board {
         Some(self.entry(name)?.explain(&self.settings, self.clock.now()))
     }
 
+    /// What the web page shows.
+    pub(super) fn overview(&self) -> Overview {
+        let (now, memory) = (self.clock.now(), self.settings.gpu_memory);
+        let mut pods: HashMap<FunctionName, Vec<(PodName, Pod)>> = HashMap::new();
+        for (name, pod) in read(&self.pods).iter() {
+            pods.entry(pod.function.clone()).or_default().push((name.clone(), pod.clone()));
+        }
+        let mut entries = self.entries();
+        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let summary = |entry: &Arc<Entry>| {
+            let mut pods = pods.remove(&entry.name).unwrap_or_default();
+            pods.sort_unstable_by(|a, b| a.0.name.cmp(&b.0.name));
+            entry.summary(&pods, &self.settings, now)
+        };
+        let functions: Vec<_> = entries.iter().map(summary).collect();
+        let server = format!("gpufn-scaler {}", env!("CARGO_PKG_VERSION"));
+        Overview { server, uptime_s: now.secs_f64(), gpus: overview::gpus(&functions, memory), functions }
+    }
+
     /// How many functions there are, and how many of them can be told of.
     pub(super) fn count(&self) -> (usize, usize) {
         let (entries, now) = (self.entries(), self.clock.now());
@@ -303,8 +336,8 @@ impl Entry {
     fn new(name: FunctionName, deployment: Deployment, settings: &Settings, now: Nanos) -> Self {
         let wish = wish(&deployment, settings);
         let watched = watched(&wish, settings, now);
-        let (starting, held, asked) = (None, None, BTreeMap::new());
-        let state = Mutex::new(State { deployment, wish, watched, starting, held, asked });
+        let (starting, held, asked, told) = (None, None, BTreeMap::new(), None);
+        let state = Mutex::new(State { deployment, wish, watched, starting, held, asked, told });
         Self { name, state, changed: watch::Sender::new(()) }
     }
 
@@ -350,7 +383,14 @@ impl Entry {
         }
     }
 
-    fn need(&self, asker: &str, terms: &Terms, settings: &Settings, now: Nanos) -> Result<Need, Unknown> {
+    /// The need, and the replicas that were told before.
+    fn need(
+        &self,
+        asker: &str,
+        terms: &Terms,
+        settings: &Settings,
+        now: Nanos,
+    ) -> Result<(Need, Option<f64>), Unknown> {
         let mut state = self.lock();
         if state.asked.get(asker) != Some(terms)
             && (state.asked.len() < ASKED || state.asked.contains_key(asker))
@@ -358,7 +398,32 @@ impl Entry {
             state.asked.insert(asker.into(), terms.clone());
         }
         state.check(self, settings, now)?;
-        Ok(state.need(terms, settings, now))
+        let need = state.need(terms, settings, now);
+        let before = state.told.replace(need.equivalents);
+        Ok((need, before))
+    }
+
+    fn summary(&self, pods: &[(PodName, Pod)], settings: &Settings, now: Nanos) -> FunctionSummary {
+        let state = self.lock();
+        let wish = state.wish.as_ref().ok().and_then(Option::as_ref);
+        let slo = wish.and_then(|wish| wish.slo);
+        let replica = |(name, pod): &(PodName, Pod)| ReplicaSummary::of(name, pod, wish, settings.gpu_memory);
+        FunctionSummary {
+            name: self.name.name.clone(),
+            namespace: self.name.namespace.clone(),
+            model: wish.and_then(|wish| wish.model.clone()),
+            policy: wish.map(|wish| wish.scaling),
+            slo: slo.map(|slo| slo.to_string()),
+            slo_bound_ms: slo.map(|slo| slo.bound.millis_f64()),
+            replicas_wanted: state.deployment.replicas,
+            replicas_needed: state.told,
+            rate_rps: state.watched.expected().rate,
+            forecast_rps: state.watched.expected().cold,
+            in_flight: state.watched.latest().in_flight,
+            held: state.held(now),
+            problem: state.check(self, settings, now).err().map(|unknown| unknown.to_string()),
+            replicas: pods.iter().map(replica).collect(),
+        }
     }
 
     fn explain(&self, settings: &Settings, now: Nanos) -> Explanation {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use gpu_share::names::label;
-use gpu_share::units::Nanos;
+use gpu_share::names::{annotation, label};
+use gpu_share::units::{Nanos, Quota};
 use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::core::v1 as core;
 
@@ -84,6 +84,33 @@ pub(super) struct Pod {
     pub(super) ready_at: Option<IpAddr>,
     /// Time from its creation until it was ready.
     pub(super) started_in: Option<Nanos>,
+    /// Whether it is about to end.
+    pub(super) is_ending: bool,
+    pub(super) place: Place,
+}
+
+/// Where a replica is and what it has there, as far as that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) node: Option<String>,
+    /// UUID of its GPU, as the node agent wrote it.
+    pub(super) gpu: Option<String>,
+    /// Its quota, as the node agent wrote it.
+    pub(super) grant: Option<Quota>,
+}
+
+impl Place {
+    /// Of several containers the first one that has a share counts.
+    fn of(pod: &core::Pod) -> Self {
+        let written = |key| pod.metadata.annotations.as_ref()?.get(key)?.split(',').next();
+        let grant = written(annotation::GRANT).and_then(|grant| {
+            let percent: f64 = grant.rsplit('=').next()?.trim().parse().ok()?;
+            Some(Quota::saturating_from_fraction(percent / 100.0))
+        });
+        let gpu = written(annotation::GPU).filter(|gpu| !gpu.is_empty());
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        Self { node, gpu: gpu.map(str::to_string), grant }
+    }
 }
 
 impl Pod {
@@ -94,14 +121,16 @@ impl Pod {
         let status = pod.status.as_ref();
         let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
         let ready = conditions.into_iter().find(|one| one.type_ == "Ready" && one.status == "True");
-        let is_ready = ready.is_some() && pod.metadata.deletion_timestamp.is_none();
+        let is_ending = pod.metadata.deletion_timestamp.is_some();
+        let is_ready = ready.is_some() && !is_ending;
         let address = status.and_then(|status| status.pod_ip.as_ref()?.parse().ok());
         let started_in = ready.and_then(|ready| {
             let began = pod.metadata.creation_timestamp.as_ref()?.0.as_nanosecond();
             let span = ready.last_transition_time.as_ref()?.0.as_nanosecond().checked_sub(began)?;
             u64::try_from(span).ok().map(Nanos)
         });
-        Some(Self { function, ready_at: address.filter(|_| is_ready), started_in })
+        let ready_at = address.filter(|_| is_ready);
+        Some(Self { function, ready_at, started_in, is_ending, place: Place::of(pod) })
     }
 }
 
@@ -153,6 +182,27 @@ mod tests {
         assert_eq!(ends.unwrap().ready_at, None);
         let starts = pod(|pod| pod["status"]["conditions"][0]["status"] = json!("False"));
         assert_eq!(starts.unwrap().ready_at, None);
+    }
+
+    #[test]
+    fn a_pod_is_where_the_node_agent_says() {
+        let place = |grant: &str, gpu: &str| {
+            let annotations = json!({"gpufn.dev/grant": grant, "gpufn.dev/gpu": gpu});
+            pod(|pod| {
+                pod["metadata"]["annotations"] = annotations;
+                pod["spec"] = json!({"nodeName": "a", "containers": []});
+            })
+            .unwrap()
+            .place
+        };
+        let (node, gpu) = (Some("a".to_string()), Some("GPU-1".to_string()));
+        let quota = |percent| Quota::from_percent(percent).ok();
+        assert_eq!(place("40", "GPU-1"), Place { node: node.clone(), gpu: gpu.clone(), grant: quota(40) });
+        assert_eq!(
+            place("main=30,other=5", "GPU-1,GPU-2"),
+            Place { node: node.clone(), gpu, grant: quota(30) }
+        );
+        assert_eq!(place("much", ""), Place { node, gpu: None, grant: None });
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Over HTTP: health, metrics, explanations, and what front ends tell.
+//! Over HTTP: health, metrics, explanations, the web page, and what front ends tell.
 
 use std::sync::Arc;
 
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
@@ -12,8 +12,10 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::board::{Board, Explanation};
+use super::decisions::Decision;
 use super::fleet::FunctionName;
 use super::metrics::Metrics;
+use super::overview::Overview;
 
 /// Most requests that are believed to wait in front of one function.
 const MOST_HELD: u32 = 1_000_000;
@@ -32,6 +34,9 @@ pub(super) fn router(app: App) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .merge(crate::page::router())
+        .route("/v1/overview", get(overview))
+        .route("/v1/decisions", get(decisions))
         .route("/v1/functions", get(functions))
         .route("/v1/functions/{namespace}/{name}", get(function))
         .route("/v1/functions/{namespace}/{name}/held", put(hold))
@@ -54,6 +59,24 @@ async fn metrics(State(app): State<App>) -> Response {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+async fn overview(State(app): State<App>) -> Json<Overview> {
+    Json(app.board.overview())
+}
+
+/// Which decisions are asked for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Which {
+    /// Only those with a higher number.
+    after: u64,
+    /// Only the newest so many.
+    last: Option<usize>,
+}
+
+async fn decisions(State(app): State<App>, Query(which): Query<Which>) -> Json<Vec<Decision>> {
+    Json(app.board.decisions.after(which.after, which.last.unwrap_or(usize::MAX)))
 }
 
 async fn functions(State(app): State<App>) -> Json<Vec<Explanation>> {

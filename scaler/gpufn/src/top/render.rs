@@ -202,9 +202,10 @@ mod tests {
             memory_bytes: 16 << 30,
             memory_bound_bytes: 3 << 29,
             reserved_ratio: 0.47,
+            ..GpuView::default()
         };
         let (gpus, functions) = (vec![gpu], vec![function]);
-        Overview { uptime_s, policy: "gpufn".into(), gpus, functions }
+        Overview { uptime_s, policy: "gpufn".into(), gpus, functions, ..Overview::default() }
     }
 
     #[test]

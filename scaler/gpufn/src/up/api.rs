@@ -63,6 +63,7 @@ pub(crate) fn router(api: Api) -> Router {
         )
         .route("/v1/overview", get(info::overview))
         .route("/v1/decisions", get(info::decisions))
+        .merge(scaler::page::router())
         .route_layer(middleware::from_fn_with_state(api.clone(), guard))
         .route_layer(middleware::from_fn_with_state(api.clone(), measure));
     system

@@ -38,10 +38,12 @@ impl Decisions {
         }
     }
 
-    /// Entries with a number above `after`, oldest first.
-    pub(crate) fn after(&self, after: u64) -> Vec<DecisionRecord> {
+    /// Entries with a number above `after`, the newest `last` of them, oldest first.
+    pub(crate) fn after(&self, after: u64, last: usize) -> Vec<DecisionRecord> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.1.iter().filter(|record| record.seq > after).cloned().collect()
+        let first =
+            inner.1.partition_point(|record| record.seq <= after).max(inner.1.len().saturating_sub(last));
+        inner.1.range(first..).cloned().collect()
     }
 }
 
@@ -55,8 +57,9 @@ mod tests {
         for _ in 0..KEPT + 3 {
             decisions.add(Nanos::ZERO, DecisionRecord::default());
         }
-        let all = decisions.after(0);
+        let all = decisions.after(0, usize::MAX);
         assert_eq!((all.len(), all[0].seq), (KEPT, 4));
-        assert_eq!(decisions.after(KEPT as u64 + 2).len(), 1);
+        assert_eq!(decisions.after(KEPT as u64 + 2, 5).len(), 1);
+        assert_eq!(decisions.after(0, 2)[0].seq, KEPT as u64 + 2);
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct Percentiles {
     pub(crate) p50: f64,
     pub(crate) p95: f64,
     pub(crate) p99: f64,
+    /// At the objective's percentile, if there is one.
+    pub(crate) objective: Option<f64>,
 }
 
 impl Traffic {
@@ -76,22 +78,27 @@ impl Traffic {
         f64::from(count) / span.secs_f64()
     }
 
-    /// Percentiles of what ended in the last ten seconds, if anything did.
-    pub(crate) fn percentiles(&self, now: Nanos) -> Option<Percentiles> {
+    /// Percentiles of what ended in the last ten seconds, if anything did; also the one of an objective, in (0, 1).
+    pub(crate) fn percentiles(&self, now: Nanos, objective: Option<f64>) -> Option<Percentiles> {
         let recent = self.finished.iter().filter(|(ended, _)| now.since(*ended) <= RECENT);
         let mut latencies: Vec<_> = recent.map(|(_, latency)| *latency).collect();
         latencies.sort_unstable();
-        let at = |percent: usize| {
-            let rank = (latencies.len() * percent).div_ceil(100).max(1) - 1;
-            latencies.get(rank).map(|latency| latency.millis_f64())
-        };
-        Some(Percentiles { p50: at(50)?, p95: at(95)?, p99: at(99)? })
+        let at = |part: f64| latencies.get(rank(latencies.len(), part)).map(|latency| latency.millis_f64());
+        Some(Percentiles { p50: at(0.5)?, p95: at(0.95)?, p99: at(0.99)?, objective: objective.and_then(at) })
     }
 
     /// When a request last came or ended.
     pub(crate) fn last(&self) -> Nanos {
         self.last
     }
+}
+
+/// Place of the smallest of `count` sorted values that at least `part` of them don't exceed.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+// Some thousands of values, far from 2^53; the product is not negative.
+fn rank(count: usize, part: f64) -> usize {
+    // 0.95 times 100 is a little more than 95.
+    ((count as f64 * part - 1e-9).ceil() as usize).max(1) - 1
 }
 
 #[cfg(test)]
@@ -114,12 +121,14 @@ mod tests {
     #[test]
     fn percentiles_are_exact_and_forget() {
         let mut traffic = Traffic::default();
-        assert_eq!(traffic.percentiles(Nanos::ZERO), None);
+        assert_eq!(traffic.percentiles(Nanos::ZERO, None), None);
         for latency in 1..=100 {
             traffic.finish(Nanos::from_secs(1), Nanos::from_millis(latency));
         }
-        let Percentiles { p50, p95, p99 } = traffic.percentiles(Nanos::from_secs(2)).unwrap();
+        let seen = traffic.percentiles(Nanos::from_secs(2), Some(0.9)).unwrap();
+        let Percentiles { p50, p95, p99, objective } = seen;
         assert_eq!((p50.round(), p95.round(), p99.round()), (50.0, 95.0, 99.0));
-        assert_eq!(traffic.percentiles(Nanos::from_secs(12)), None);
+        assert_eq!(objective.map(f64::round), Some(90.0));
+        assert_eq!(traffic.percentiles(Nanos::from_secs(12), None), None);
     }
 }

@@ -22,6 +22,7 @@ const LABEL_FUNCTION: &str = "faas_function";
 pub(crate) fn overview(platform: &Platform) -> Overview {
     let status = platform.status();
     Overview {
+        server: format!("gpufn {}", env!("CARGO_PKG_VERSION")),
         uptime_s: platform.clock.now().secs_f64(),
         policy: platform.policy.lock().name().into(),
         gpus: status.iter().flat_map(|status| &status.gpus).map(gpu).collect(),
@@ -36,6 +37,8 @@ fn gpu(status: &GpuStatus) -> GpuView {
     GpuView {
         uuid: status.gpu.id.to_string(),
         name: status.gpu.name.clone(),
+        sharing: Some(status.gpu.sharing),
+        health: status.health.clone(),
         memory_bytes: status.gpu.memory.0,
         memory_bound_bytes: bound.0,
         reserved_ratio: reserved.gpus(),
@@ -48,15 +51,20 @@ fn summary(platform: &Platform, function: &Arc<Function>) -> FunctionSummary {
     let wish = spec.wish.as_ref();
     let totals = function.totals();
     let counters = &function.counters;
+    let slo = wish.and_then(|wish| wish.slo);
     let (rate, percentiles) = {
         let traffic = function.traffic();
-        (traffic.rate(now), traffic.percentiles(now))
+        (traffic.rate(now), traffic.percentiles(now, slo.map(|slo| slo.percentile)))
     };
     FunctionSummary {
         name: function.id.name.clone(),
         namespace: function.id.namespace.clone(),
         model: wish.and_then(|wish| wish.model.clone()),
-        slo: wish.and_then(|wish| wish.slo).map(|slo| slo.to_string()),
+        policy: wish.map(|wish| wish.scaling),
+        slo: slo.map(|slo| slo.to_string()),
+        slo_bound_ms: slo.map(|slo| slo.bound.millis_f64()),
+        slo_latency_ms: percentiles.and_then(|p| p.objective),
+        replicas_wanted: function.wanted(),
         rate_rps: rate,
         in_flight: counters.in_flight.load(SeqCst),
         held: counters.held.load(SeqCst),

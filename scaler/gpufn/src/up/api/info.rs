@@ -45,13 +45,16 @@ pub(super) async fn overview(State(api): State<Api>) -> Json<Overview> {
 /// Query of `/v1/decisions`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct After {
+pub(super) struct Which {
+    /// Only those with a higher number.
     after: u64,
+    /// Only the newest so many.
+    last: Option<usize>,
 }
 
 pub(super) async fn decisions(
     State(api): State<Api>,
-    Query(after): Query<After>,
+    Query(which): Query<Which>,
 ) -> Json<Vec<DecisionRecord>> {
-    Json(api.platform.decisions.after(after.after))
+    Json(api.platform.decisions.after(which.after, which.last.unwrap_or(usize::MAX)))
 }
