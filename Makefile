@@ -31,7 +31,7 @@ endef
 .DEFAULT_GOAL := help
 .PHONY: help build demo bench bench-plugin bench-scaler build-node bench-watchdog build-watchdog-static watchdog-image-root node-image-root scaler-image-root bench-hook gpu-proof figures \
 	fuzz test-clients test-watchdog soak-watchdog cluster-build cluster-up cluster-down e2e figures-profile figures-policies \
-	figures-sim-validation figures-planner bench-sim test-charts test-templates test-kubelet test lint deny clean-state
+	figures-sim-validation figures-planner bench-sim test-charts test-page test-templates test-kubelet test lint deny clean-state
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -147,6 +147,10 @@ test-clients: ## real CUDA programs under a share of a simulated GPU; installs t
 
 test-charts: ## the charts, rendered for each version of Kubernetes; installs Helm once in target/charts (RENEW=1: what is rendered is right)
 	$(CARGO) test --locked --package tests --test charts -- --include-ignored
+
+test-page: ## the web page in Chromium, which npm installs once in target/page; pictures are left there; needs Node
+	$(CARGO) build --locked --workspace
+	$(CARGO) test --locked --package tests --test page -- --include-ignored
 
 test-templates: ## the templates of functions, as faas-cli lays them out, under `gpufn up`; needs Python
 	$(CARGO) build --locked --workspace

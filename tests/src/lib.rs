@@ -3,11 +3,12 @@
 //! recorded calls of `faas-cli`.
 //!
 //! It knows the programs by their files, sockets and JSON only, never by their crates, so that it fails when what
-//! others see changes.
+//! others see changes. The web page alone is served from the scaler's crate, before figures that are made up.
 // A harness reports by panicking: its caller is always a test or a measurement.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 pub mod apiserver;
+pub mod browser;
 pub mod cluster;
 pub mod command;
 pub mod control;
@@ -37,6 +38,7 @@ pub mod python;
 pub mod relay;
 pub mod scaler;
 pub mod server;
+pub mod showcase;
 pub mod transcripts;
 pub mod wait;
 pub mod wakes;

@@ -66,17 +66,29 @@ impl ApiServer {
 
     /// Adds a replica of a function at an address, or changes whether it is ready.
     pub fn put_replica(&self, function: &str, pod: &str, address: IpAddr, is_ready: bool) {
+        self.put_pod(function, pod, address, is_ready, &json!({}));
+    }
+
+    /// The same with what a node agent wrote: GPU and quota in percent.
+    pub fn put_placed_replica(&self, function: &str, pod: &str, address: IpAddr, gpu: &str, grant: &str) {
+        let annotations = json!({"gpufn.dev/gpu": gpu, "gpufn.dev/grant": grant});
+        self.put_pod(function, pod, address, true, &annotations);
+    }
+
+    fn put_pod(&self, function: &str, pod: &str, address: IpAddr, is_ready: bool, annotations: &Value) {
         let status = if is_ready { "True" } else { "False" };
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
                 "namespace": NAMESPACE, "name": pod, "creationTimestamp": "2026-01-01T00:00:00Z",
                 "labels": {"gpufn.dev/enabled": "true", "pod-template-hash": HASH},
+                "annotations": annotations,
                 "ownerReferences": [{
                     "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{function}-{HASH}"), "uid": "1",
                     "controller": true,
                 }],
             },
+            "spec": {"nodeName": "node-1", "containers": []},
             "status": {"podIP": address, "conditions": [
                 {"type": "Ready", "status": status, "lastTransitionTime": "2026-01-01T00:00:02Z"},
             ]},
