@@ -190,16 +190,12 @@ export class Functions {
 }
 
 function row() {
+  const swatch = element("i", { class: "swatch", "aria-hidden": "true" });
   const cell = (name, ...children) => element("td", { class: name }, ...children);
   return element(
     "tr",
     {},
-    element(
-      "th",
-      { scope: "row", class: "name" },
-      element("i", { class: "swatch", "aria-hidden": "true" }),
-      element("div", {}, element("button", { type: "button" }), element("small")),
-    ),
+    element("th", { scope: "row", class: "name" }, element("div", {}, swatch, element("div", {}, element("button", { type: "button" }), element("small")))),
     cell("state", element("b", {}, element("span", { class: "sign", "aria-hidden": "true" }), element("span", { class: "word" }))),
     cell("replicas", element("b"), element("small")),
     cell(

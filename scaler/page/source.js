@@ -16,6 +16,7 @@ export class Source {
   #failures = 0;
   #last = 0;
   #uptime = 0;
+  #seen = performance.now();
   #paused = false;
 
   constructor(show, lost) {
@@ -65,10 +66,11 @@ export class Source {
   async #overview() {
     const overview = await get("../v1/overview");
     if (!Array.isArray(overview?.functions) || !Array.isArray(overview?.gpus)) throw new Unexpected("no overview");
-    // Another run counts its decisions from one again.
-    overview.isNew = overview.uptime_s < this.#uptime;
+    // Another run counts its decisions from one again. It has been up for less than the one before, or than nobody has looked.
+    const unseen = (performance.now() - this.#seen) / 1000;
+    overview.isNew = overview.uptime_s < Math.max(this.#uptime, unseen);
     if (overview.isNew) this.#last = 0;
-    this.#uptime = overview.uptime_s;
+    [this.#uptime, this.#seen] = [overview.uptime_s, performance.now()];
     return overview;
   }
 }
