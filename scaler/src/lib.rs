@@ -16,7 +16,9 @@
 //! | [`policy`] | when to change what: the policies, by name |
 //! | [`traffic`] | what replicas show over HTTP, as intervals |
 //! | [`need`] | how many replicas a function needs by that |
+//! | [`control`] | grants in a cluster: what is seen becomes views, decisions become changes |
 //! | [`keda`] | what KEDA asks, and how it is told |
+//! | `kind` | the kind `GPUFunctionProfile`: what it says, and its status |
 //! | `chances` | chance that is the same in every run |
 //! | `webhook` | what a pod that opts in gets before it is created |
 //! | `page` | the web page, for all servers that show functions |
@@ -31,9 +33,12 @@
 )]
 
 mod chances;
+pub mod control;
 pub mod cost;
 pub mod demand;
 pub mod keda;
+#[cfg(feature = "serve")]
+pub mod kind;
 pub mod need;
 #[cfg(feature = "page")]
 pub mod page;

@@ -71,6 +71,8 @@ pub struct Scene<'a> {
     pub is_starting: bool,
     /// Requests that wait in front of the function for a first replica.
     pub held: u32,
+    /// The quota that each replica could have, if its grant follows the load; else the present one is all there is.
+    pub reach: Option<Quota>,
     /// Memory of the GPUs.
     pub gpu_memory: Bytes,
     /// Π on the nodes.
@@ -213,12 +215,14 @@ impl Watched {
 
     /// By the plan, where the GPU time of a request is known and the function's quota is.
     ///
-    /// What is needed is counted at the quota that the replicas have now. Fewer than there are count only if they would bear a
-    /// tenth more: what is removed at the limit comes back at once.
+    /// What is needed is counted at the quota that replicas can have where grants follow the load (vertical comes first), and
+    /// else at the one that they have now. Fewer than there are count only if they would bear a tenth more: what is removed at
+    /// the limit comes back at once.
     fn plan(&self, scene: &Scene<'_>, terms: &Terms) -> Option<(f64, Basis, String)> {
         let wish = scene.wish?;
         let estimate = self.estimate().filter(|estimate| estimate.gpu > Nanos::ZERO)?;
-        let quota = present_quota(&self.latest, &wish.share);
+        let present = present_quota(&self.latest, &wish.share);
+        let quota = scene.reach.map_or(present, |reach| reach.max(present));
         let share = Share { floor: quota, ceiling: quota, ..wish.share };
         let slo = terms.slo.or(wish.slo);
         let (window, gpu_memory) = (scene.window, scene.gpu_memory);

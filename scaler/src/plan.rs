@@ -111,6 +111,55 @@ pub struct Plan {
     pub cost: Area,
 }
 
+/// Why replicas don't bear a load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Refusal {
+    /// There are none.
+    NoReplica,
+    /// They would be at work for a larger part of the time than is planned for.
+    Busy {
+        /// That part; above 1 they never catch up.
+        part: f64,
+        /// The most that is planned for.
+        most: f64,
+    },
+    /// A larger part of the requests would wait too long than the objective leaves for that.
+    Late {
+        /// That part.
+        part: f64,
+        /// The most.
+        most: f64,
+    },
+    /// The bursts of the last minute would have waited too long.
+    Bursts,
+}
+
+impl core::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let percent = |part: &f64| 100.0 * part;
+        match self {
+            Self::NoReplica => f.write_str("no replica"),
+            Self::Busy { part, most } => {
+                write!(
+                    f,
+                    "busy for {:.0} % of the time, planned are at most {:.0} %",
+                    percent(part),
+                    percent(most)
+                )
+            }
+            Self::Late { part, most } => {
+                write!(
+                    f,
+                    "{:.1} % would wait too long, planned are at most {:.1} %",
+                    percent(part),
+                    percent(most)
+                )
+            }
+            Self::Bursts => f.write_str("the bursts of the last minute would have waited too long"),
+        }
+    }
+}
+
 impl Problem<'_> {
     /// Whether replicas in `places` at `quota` keep the objective under `load`.
     ///
@@ -119,35 +168,41 @@ impl Problem<'_> {
     /// since the bound is a guarantee), and what no plan foresees. An objective that even the ceiling can't keep for a lone
     /// request, and no objective at all, are planned by utilisation.
     pub fn feasible(&self, places: &[Place], quota: Quota, load: Load<'_>) -> bool {
+        self.refusal(places, quota, load).is_none()
+    }
+
+    /// Why replicas in `places` at `quota` don't keep the objective under `load`; nothing if they do.
+    pub fn refusal(&self, places: &[Place], quota: Quota, load: Load<'_>) -> Option<Refusal> {
         let servers = self.servers(places, quota);
-        let Some(queue) = self.queue(&servers, load) else { return load.rate <= 0.0 };
-        let Some(slo) = self.slo.filter(|slo| self.reachable(slo)) else {
-            return self.busy(&queue) <= UTILISATION;
+        let Some(queue) = self.queue(&servers, load) else {
+            return (load.rate > 0.0).then_some(Refusal::NoReplica);
         };
-        if self.busy(&queue) > BUSIEST {
-            return false;
+        let busy = |most: f64| {
+            let part = queue.load() / self.estimate.batching.most_speed_up();
+            (part > most).then_some(Refusal::Busy { part, most })
+        };
+        let Some(slo) = self.slo.filter(|slo| self.reachable(slo)) else { return busy(UTILISATION) };
+        if let Some(busy) = busy(BUSIEST) {
+            return Some(busy);
         }
         // What is replayed says more of bursts than two moments do.
         let arrival_scv = if load.is_replayed() { load.arrival_scv.min(1.0) } else { load.arrival_scv };
         let (slacks, most) = (self.slacks(&servers, slo), budget(&slo));
         let servers = self.merging(&queue);
-        let is_expected = if servers.batching == Batching::NONE {
-            let waits = Queue { arrival_scv, ..queue }.waits();
-            waits.is_some_and(|waits| waits.late(&slacks) <= most)
+        let part = if servers.batching == Batching::NONE {
+            Queue { arrival_scv, ..queue }.waits().map_or(1.0, |waits| waits.late(&slacks))
         } else {
-            servers.keep(&replay::expected(arrival_scv), 1.0 / load.rate, &slacks, most)
+            servers.late(&replay::expected(arrival_scv), 1.0 / load.rate, &slacks)
         };
-        is_expected && load.is_borne(&servers, &slacks, most)
+        if part > most {
+            return Some(Refusal::Late { part, most });
+        }
+        (!load.is_borne(&servers, &slacks, most)).then_some(Refusal::Bursts)
     }
 
     /// The servers of `queue`, with what they merge.
     fn merging(&self, queue: &Queue) -> Servers {
         Servers { count: queue.servers, service: queue.service, batching: self.estimate.batching }
-    }
-
-    /// Part of the time that the servers of `queue` are busy, with full batches.
-    fn busy(&self, queue: &Queue) -> f64 {
-        queue.load() / self.estimate.batching.most_speed_up()
     }
 
     /// How long which part of the requests may wait: by total probability over replicas, and over whether others in the row
@@ -273,7 +328,7 @@ impl Problem<'_> {
     }
 
     /// Sum of the dominant shares of replicas in `places` at `quota`.
-    fn cost(&self, places: &[Place], quota: Quota) -> Area {
+    pub fn cost(&self, places: &[Place], quota: Quota) -> Area {
         let grants = places.iter().map(|place| self.granted(place, quota));
         grants.map(|grant| self.share.dominant_at(grant, self.gpu_memory)).sum()
     }
@@ -299,7 +354,7 @@ impl Problem<'_> {
     }
 
     /// The quotas that are tried, in rising order.
-    fn grid(&self) -> Vec<Quota> {
+    pub(crate) fn grid(&self) -> Vec<Quota> {
         let (floor, ceiling) = (self.share.floor.ppm(), self.share.ceiling.ppm());
         let multiples = (floor / STEP + 1..).map(|n| n * STEP).take_while(|&ppm| ppm < ceiling);
         let mut grid: Vec<Quota> = core::iter::once(floor)

@@ -12,6 +12,7 @@ use gpu_share::latency::Profiles;
 use gpu_share::share::Share;
 use gpu_share::units::{Bytes, Nanos, Quota, SmShare};
 
+pub use self::explained::{Candidate, Explained, Request};
 pub use self::fast_gshare::FastGshare;
 pub use self::gpufn::{Gpufn, Tuning};
 pub use self::has_gpu::{Faults, HasGpu};
@@ -21,6 +22,7 @@ pub use self::kserve::{Concurrency, Kserve};
 pub use self::oracle::{Future, Oracle};
 pub use self::themis::Themis;
 
+mod explained;
 mod fast_gshare;
 mod gpufn;
 mod has_gpu;
@@ -161,6 +163,13 @@ pub trait Policy: Send {
     ///
     /// To be called every 100 to 250 ms with all functions: a function that is not shown is forgotten.
     fn decide(&mut self, now: Nanos, functions: &[FunctionView]) -> Vec<Decision>;
+
+    /// What it knows of a function and which plans it weighs, as of the last decision; nothing where it knows nothing, or
+    /// can't say.
+    fn explain(&self, function: &FunctionView) -> Option<Explained> {
+        let _ = function;
+        None
+    }
 }
 
 /// What a policy believes of latencies: of a model's batch at an SM share and quota; `None` where it knows nothing.

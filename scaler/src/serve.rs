@@ -12,6 +12,11 @@
 //! | `cluster` | following them at the API server |
 //! | `source` | where load is read: watchdogs, Prometheus, a gateway |
 //! | `sampler` | reading it in time |
+//! | `lead` | the Lease: which of several scalers writes |
+//! | `owner` | objects that scale Deployments too (pure) |
+//! | `control` | the control loop |
+//! | `outbox` | carrying out what it decides |
+//! | `statuses` | what functions have, written into their profiles |
 //! | `grpc`, `streams` | KEDA's protocol |
 //! | `web` | health, metrics, explanations, the web page |
 //! | `overview`, `decisions` | what the web page shows |
@@ -19,21 +24,26 @@
 //! | `metrics` | what is exported |
 //! | `admission` | the webhook, over HTTPS |
 //!
-//! Start reading at `board`, then `grpc`.
+//! Start reading at `board`, then `grpc` for what KEDA is told, `control` for what is changed.
 
 mod admission;
 mod board;
 pub mod cli;
 mod clock;
 mod cluster;
+mod control;
 mod decisions;
 mod fleet;
 mod grpc;
+mod lead;
 mod metrics;
+mod outbox;
 mod overview;
+mod owner;
 mod sampler;
 mod source;
 mod start;
+mod statuses;
 mod streams;
 mod tls;
 mod web;

@@ -1,6 +1,6 @@
 //! An API server as the node agent meets it: pods with annotations that are listed, watched and patched, a node with
-//! labels, events, resource claims, and the node's resource slices. And as the scaler does: Deployments and their pods. It
-//! knows nothing else, and refuses what it does not know.
+//! labels, events, resource claims, and the node's resource slices. And as the scaler does: Deployments and their pods, who else
+//! scales them, Leases. It knows nothing else, and refuses what it does not know.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,8 +8,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{Path as Named, Query, State};
+use axum::extract::{Path as Named, Query, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json, Router};
@@ -18,7 +19,10 @@ use serde_json::{Value, json};
 
 use crate::wait::until;
 
+pub use workloads::Written;
+
 mod changes;
+mod owners;
 mod resources;
 mod workloads;
 
@@ -41,6 +45,8 @@ struct Shared {
     slice_changes: Changes,
     deployment_changes: Changes,
     replica_changes: Changes,
+    /// Of each kind of those who scale Deployments too, and of profiles.
+    owner_changes: [Changes; 4],
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +64,13 @@ struct Content {
     deployments: workloads::Objects,
     replicas: workloads::Objects,
     are_workloads_hidden: bool,
+    /// Who else scales Deployments, and profiles, by the plural of the kind.
+    owners: BTreeMap<String, workloads::Objects>,
+    leases: workloads::Objects,
+    /// What the scaler wrote.
+    written: Vec<Written>,
+    /// Nothing is answered.
+    is_gone: bool,
     /// How often slices were written, and listed.
     slice_writes: usize,
     slice_lists: usize,
@@ -76,13 +89,26 @@ impl ApiServer {
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(read).patch(annotate))
             .route("/api/v1/nodes/{name}", patch(label).get(node))
             .route("/apis/events.k8s.io/v1/namespaces/{namespace}/events", post(event))
+            .route("/apis/events.k8s.io/v1/namespaces/{namespace}/events/{name}", patch(event_again))
+            .merge(owners::router())
             .merge(resources::router())
             .merge(workloads::router())
+            .layer(middleware::from_fn_with_state(Arc::clone(&shared), answers))
             .with_state(Arc::clone(&shared));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("a listener has an address");
         let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
         Self { address, shared, server }
+    }
+
+    /// Answers nothing from now on, and ends all watches; or is there again.
+    pub fn set_gone(&self, is_gone: bool) {
+        self.content().is_gone = is_gone;
+        if is_gone {
+            self.shared.deployment_changes.cut();
+            self.shared.replica_changes.cut();
+            self.shared.owner_changes.iter().for_each(Changes::cut);
+        }
     }
 
     /// Writes a kubeconfig that names it.
@@ -233,11 +259,23 @@ async fn read(State(shared): Shares, Named(key): Named<(String, String)>) -> Res
     content(&shared).pods.get(&key).map_or_else(missing, |pod| Json(pod.clone()).into_response())
 }
 
+/// Whether it answers at all.
+async fn answers(State(shared): Shares, request: Request, next: Next) -> Response {
+    if content(&shared).is_gone {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    next.run(request).await
+}
+
 async fn annotate(
     State(shared): Shares,
     Named((namespace, name)): Named<(String, String)>,
+    Query(query): Query<BTreeMap<String, String>>,
     Json(patch): Json<Value>,
 ) -> Response {
+    if let Some(answer) = workloads::annotate(&shared, &namespace, &name, &query, &patch) {
+        return answer;
+    }
     if !content(&shared).pods.contains_key(&(namespace.clone(), name.clone())) {
         return missing();
     }
@@ -260,6 +298,11 @@ async fn label(State(shared): Shares, Named(name): Named<String>, Json(patch): J
 async fn node(Named(name): Named<String>) -> Json<Value> {
     let metadata = json!({"name": name, "uid": NODE_UID});
     Json(json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata}))
+}
+
+/// An event that came once more.
+async fn event_again(Json(event): Json<Value>) -> Json<Value> {
+    Json(event)
 }
 
 async fn event(State(shared): Shares, Json(event): Json<Value>) -> Json<Value> {

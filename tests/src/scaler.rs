@@ -69,6 +69,30 @@ impl Scaler {
         serde_json::from_str(&text).expect("explanations are JSON")
     }
 
+    /// Why a function has what it has.
+    pub async fn why(&self, name: &str) -> Value {
+        let (status, text) = self.get(&format!("/v1/functions/fn/{name}/explanation")).await;
+        assert!(status.is_success(), "{status}: {text}");
+        serde_json::from_str(&text).expect("explanations are JSON")
+    }
+
+    /// The value of a metric, by its name and labels as they are shown; 0 if it is not there.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = self.get("/metrics").await.1;
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// Waits for so many more decisions about grants.
+    pub async fn until_decided(&self, times: f64) {
+        let series = "gpufn_scaler_control_seconds_count{part=\"decide\"}";
+        let before = self.metric(series).await;
+        until(&format!("{times} decisions"), PATIENCE * 2, async || {
+            (self.metric(series).await >= before + times).then_some(())
+        })
+        .await;
+    }
+
     /// Tells it of requests that wait for a first replica.
     pub async fn hold(&self, name: &str, held: u32) -> reqwest::StatusCode {
         let url = format!("http://{}/v1/functions/fn/{name}/held", self.http);
@@ -104,6 +128,13 @@ impl Builder {
             self.arguments.drain(place..place + 2);
         }
         self.arguments.extend([option.to_string(), value.to_string()]);
+        self
+    }
+
+    /// An option without a value.
+    #[must_use]
+    pub fn flag(mut self, option: &str) -> Self {
+        self.arguments.push(option.into());
         self
     }
 

@@ -28,6 +28,8 @@ pub struct Shown {
     pub oldest: f64,
     /// GPU time of a request in seconds and the quota as a part, where it has a share.
     pub share: Option<(f64, f64)>,
+    /// Seconds that each of its requests takes.
+    pub latency: f64,
     /// It answers by an error.
     pub is_down: bool,
 }
@@ -98,9 +100,25 @@ fn text(shown: &Shown, since: Instant) -> String {
     );
     let share = shown.share.map_or_else(String::new, |(request, quota)| {
         let used = answered * request;
-        format!("gpufn_function_gpu_used_seconds_total {used}\ngpufn_function_quota_grant_ratio {quota}\n")
+        format!(
+            "gpufn_function_gpu_used_seconds_total {used}\ngpufn_function_quota_grant_ratio {quota}\n\
+             gpufn_function_quota_ceiling_ratio 1\n"
+        )
     });
-    requests + &share
+    requests + &share + &durations(answered, shown.latency)
+}
+
+/// The histogram of the latencies of so many requests that all take as long.
+fn durations(answered: f64, latency: f64) -> String {
+    const NAME: &str = "http_request_duration_seconds";
+    let bucket = |bound: &str, count: f64| {
+        format!("{NAME}_bucket{{code=\"200\",method=\"post\",le=\"{bound}\"}} {count}\n")
+    };
+    let finite = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+    let counted = |bound: f64| if latency <= bound { answered } else { 0.0 };
+    let buckets: String = finite.iter().map(|&bound| bucket(&bound.to_string(), counted(bound))).collect();
+    let (last, sum) = (bucket("+Inf", answered), answered * latency);
+    format!("{buckets}{last}{NAME}_sum{{code=\"200\",method=\"post\"}} {sum}\n")
 }
 
 /// A whole number, as a counter's is.

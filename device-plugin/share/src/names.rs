@@ -26,6 +26,8 @@ pub mod annotation {
     pub const GRANT: &str = "gpufn.dev/grant";
     /// Written back: UUID of the GPU.
     pub const GPU: &str = "gpufn.dev/gpu";
+    /// Written back: number of the row on that GPU. Who is in one row runs one after the other.
+    pub const ROW: &str = "gpufn.dev/row";
 }
 
 /// Labels.

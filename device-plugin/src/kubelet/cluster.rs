@@ -52,6 +52,8 @@ pub(crate) struct Grant {
     pub(crate) quota: String,
     /// UUID of the GPU, or several.
     pub(crate) gpu: String,
+    /// Number of the row there, or several as those of `quota`.
+    pub(crate) row: String,
 }
 
 impl Grant {
@@ -59,15 +61,15 @@ impl Grant {
     pub(crate) fn of(parts: &[(&str, &Binding)]) -> Self {
         let percent = |binding: &Binding| format!("{}", (binding.grant.percent() * 10.0).round() / 10.0);
         let gpus: BTreeSet<_> = parts.iter().map(|(_, binding)| binding.gpu.0.as_str()).collect();
-        let quota = match parts {
-            [(_, one)] => percent(one),
+        let of = |say: &dyn Fn(&Binding) -> String| match parts {
+            [(_, one)] => say(one),
             several => {
-                let each: Vec<_> =
-                    several.iter().map(|(name, one)| format!("{name}={}", percent(one))).collect();
+                let each: Vec<_> = several.iter().map(|(name, one)| format!("{name}={}", say(one))).collect();
                 each.join(",")
             }
         };
-        Self { quota, gpu: gpus.into_iter().collect::<Vec<_>>().join(",") }
+        let (quota, row) = (of(&percent), of(&|binding| binding.row.to_string()));
+        Self { quota, gpu: gpus.into_iter().collect::<Vec<_>>().join(","), row }
     }
 }
 
@@ -248,7 +250,9 @@ impl Cluster {
     }
 
     async fn annotate(&self, pod: &PodName, grant: &Grant) -> Result<(), String> {
-        let annotations = json!({annotation::GRANT: grant.quota, annotation::GPU: grant.gpu});
+        let annotations = json!({
+            annotation::GRANT: grant.quota, annotation::GPU: grant.gpu, annotation::ROW: grant.row,
+        });
         let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
         let pods = Api::<Pod>::namespaced(self.client.clone(), &pod.namespace);
         let how = PatchParams::default();

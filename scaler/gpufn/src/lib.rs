@@ -7,6 +7,7 @@
 //! | [`up`] | functions on this machine: provider and gateway API, replicas as processes, the control loop |
 //! | [`view`] | what `up` tells others about itself, as JSON |
 //! | [`top`] | the live table |
+//! | [`explain`] | why a function in a cluster has what it has |
 //! | [`load`] | open-loop load from a trace |
 //! | [`demo`] | one GPU for four functions, against a GPU for each; the report |
 //! | [`profile`] | how long a deployed function takes by SM share and quota; how well unseen models are predicted |
@@ -20,6 +21,7 @@
 
 pub mod audit;
 pub mod demo;
+pub mod explain;
 pub mod figures;
 pub mod load;
 pub mod plan;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use gpufn::{audit, demo, load, plan, profile, sim, top, up};
+use gpufn::{audit, demo, explain, load, plan, profile, sim, top, up};
 
 /// Many functions on one GPU, each with its own slice, resized while they run.
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ enum Command {
     Up(up::Args),
     /// Show what each function has, uses and needs, as it changes.
     Top(top::Args),
+    /// Say why a function in a cluster has what it has: demand, plans that were weighed, what was done.
+    Explain(explain::Args),
     /// Send requests to functions as a trace says, whether or not they keep up.
     Load(load::Args),
     /// Show the whole: one GPU for four functions, against a GPU for each.
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
     let ended = match cli.command {
         Command::Up(args) => up::run(args),
         Command::Top(args) => top::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Load(args) => load::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Profile(args) => profile::run(args),

@@ -78,6 +78,7 @@ fn scene(now: Nanos, wish: Option<&Wish>, present: u32) -> Scene<'_> {
         present,
         is_starting: false,
         held: 0,
+        reach: None,
         gpu_memory: Bytes::gib(16),
         window: Nanos::from_millis(10),
     }
@@ -97,6 +98,19 @@ fn terms(pairs: &[(&str, &str)]) -> Terms {
 
 const SHARED: [(&str, &str); 5] =
     [("sm", "50"), ("quota", "40"), ("quota-limit", "40"), ("slo", "p95<250ms"), ("replicas", "1..50")];
+
+#[test]
+fn where_grants_follow_the_load_what_they_can_reach_comes_before_replicas() {
+    let mut function = Function::new(&SHARED);
+    for _ in 0..120 {
+        function.second(60.0);
+    }
+    let still = function.need(2);
+    let reach = Quota::from_percent(100).ok();
+    let follows = function.watched.need(&Scene { reach, ..function.scene(2) }, &terms(&[]));
+    // 60 requests a second of 20 ms keep two replicas busy that may have the whole of the time.
+    assert!(still.equivalents > 3.0 && follows.equivalents <= 2.0, "{still:?} {follows:?}");
+}
 
 #[test]
 fn what_is_idle_needs_nothing_and_is_not_active() {

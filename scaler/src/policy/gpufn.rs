@@ -15,9 +15,10 @@ use self::function::Function;
 use self::shortage::Shortage;
 pub use self::tuning::Tuning;
 use super::rows::Rows;
-use super::{Decision, FunctionView, Policy};
+use super::{Decision, Explained, FunctionView, Policy};
 
 mod counts;
+mod explain;
 mod function;
 mod grants;
 mod observed;
@@ -43,6 +44,12 @@ struct Known {
 }
 
 impl Gpufn {
+    /// From now on it also knows these profiles. Of functions that it has seen before, what was learnt stays.
+    pub fn learn(&mut self, profiles: Profiles) {
+        let known = core::mem::take(&mut self.profiles);
+        self.profiles = known.with(profiles);
+    }
+
     /// The policy with these profiles and numbers.
     pub fn new(profiles: Profiles, tuning: Tuning) -> Self {
         Self {
@@ -84,5 +91,11 @@ impl Policy for Gpufn {
         }
         self.shortage.look(now, functions, &mut self.functions);
         decisions
+    }
+
+    fn explain(&self, view: &FunctionView) -> Option<Explained> {
+        let known = self.functions.get(&view.name)?;
+        let others: Vec<_> = view.replicas.iter().map(|replica| self.rows.beside(replica)).collect();
+        Some(known.function.explain(view, &others))
     }
 }

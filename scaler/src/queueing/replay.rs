@@ -36,6 +36,15 @@ impl Servers {
         }
     }
 
+    /// The part of `arrivals` that is late here, as [`Self::keep`] counts it.
+    #[allow(clippy::cast_precision_loss)] // A few thousand.
+    pub fn late(&self, arrivals: &[f64], stretch: f64, slacks: &[Slack]) -> f64 {
+        let arrived = arrivals.len() as f64;
+        let Some(mut tally) = Tally::new(arrived, slacks, f64::INFINITY) else { return 1.0 };
+        self.merged(arrivals, stretch, |wait| tally.takes(wait));
+        tally.late / arrived
+    }
+
     /// The wait in seconds that a part `percentile` of `arrivals` does not exceed, as [`Self::keep`] counts it.
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A few thousand.
     pub fn wait(&self, arrivals: &[f64], stretch: f64, percentile: f64) -> f64 {

@@ -1,6 +1,6 @@
 //! What is known of each function now: its Deployment and pods, what they showed, what was asked.
 //!
-//! Writers are `cluster`, `sampler` and `web`; whoever asks reads. A lock is held for as long as one need takes to be judged,
+//! Writers are `cluster`, `sampler`, `web` and `outbox`; whoever asks reads. A lock is held for as long as one need takes to be judged,
 //! never while something is waited for.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -9,18 +9,24 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use gpu_share::annotations::Wish;
+use gpu_share::annotations::{Replicas, Wish};
 use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
-use gpu_share::units::{Bytes, Nanos};
+use gpu_share::names::annotation;
+use gpu_share::units::{Bytes, Nanos, Quota};
+use k8s_openapi::api::core::v1::ObjectReference;
 use serde::Serialize;
 use tokio::sync::watch;
 
 use super::clock::Clock;
 use super::decisions::Decisions;
-use super::fleet::{Deployment, FunctionName, Pod, PodName};
+use super::fleet::{self, Deployment, FunctionName, Pod, PodName};
 use super::overview::{self, FunctionSummary, Overview, ReplicaSummary};
+use crate::control::explanation as why;
+use crate::control::owners::{self, Kind, Left, Owner, Pause};
+use crate::control::period::Seen;
 use crate::keda::metadata::Terms;
+use crate::kind::{GPUFunctionProfile, Times};
 use crate::need::{Need, Scene, Watched};
 use crate::traffic::Reading;
 
@@ -32,6 +38,55 @@ const STARTING: Nanos = Nanos::from_secs(600);
 const LONGEST_START: Nanos = Nanos::from_secs(300);
 /// `ScaledObject`s of one function that are remembered for explanations.
 const ASKED: usize = 16;
+
+/// A `GPUFunctionProfile`, as far as functions that name it depend on it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Model {
+    pub(super) generation: i64,
+    /// The name that its times have here, and they themselves where they are its own.
+    pub(super) times: Result<(String, Profiles), Invalid>,
+    /// The objective of functions that name none.
+    pub(super) slo: Option<String>,
+}
+
+impl Model {
+    /// What matters of one called `name`, where `known` profiles may be named by it.
+    pub(super) fn of(name: &FunctionName, profile: &GPUFunctionProfile, known: &Profiles) -> Self {
+        let generation = profile.metadata.generation.unwrap_or_default();
+        // Another version is another model: what was learnt by the one before holds no more.
+        let own = format!("{name}@{generation}");
+        let times = profile.spec.times(&own, known).map(|times| match times {
+            Times::Known(model) => (model, Profiles::default()),
+            Times::Own(profiles) => (own, profiles),
+        });
+        Self { generation, times, slo: profile.spec.slo.clone() }
+    }
+}
+
+/// Objects of one kind that scale Deployments: by their names, whose they are and what they say.
+pub(super) type Owned = HashMap<FunctionName, (FunctionName, Owner)>;
+
+/// What one control period works on.
+#[derive(Debug, Default)]
+pub(super) struct Stage {
+    /// Functions that ask for a share.
+    pub(super) seen: Vec<Seen>,
+    /// Those of them whose number of replicas may be written.
+    pub(super) counted: Vec<Counted>,
+    /// Their pods that can be read.
+    pub(super) roster: HashMap<String, Vec<Replica>>,
+}
+
+/// A function whose number of replicas may be written.
+#[derive(Debug)]
+pub(super) struct Counted {
+    pub(super) name: FunctionName,
+    pub(super) bounds: Replicas,
+    /// Replicas that its Deployment is told to have.
+    pub(super) wanted: u32,
+    pub(super) cold_start: Nanos,
+    pub(super) need: Need,
+}
 
 /// Functions, each with its replicas that can be read.
 pub(super) type Roster = HashMap<FunctionName, Vec<Replica>>;
@@ -69,10 +124,15 @@ pub(super) struct Board {
     clock: Clock,
     functions: RwLock<HashMap<FunctionName, Arc<Entry>>>,
     pods: RwLock<HashMap<PodName, Pod>>,
+    /// Who else scales Deployments, by kind and name; a kind that was not shown yet is missing.
+    owners: RwLock<HashMap<Kind, Owned>>,
+    /// Profiles of functions, by name.
+    models: RwLock<HashMap<FunctionName, Model>>,
     deployments_listed: AtomicBool,
     pods_listed: AtomicBool,
     /// What was told to KEDA, and why.
     pub(super) decisions: Decisions,
+    grants_follow: AtomicBool,
 }
 
 /// Why nothing can be said.
@@ -116,6 +176,8 @@ struct State {
     starting: Option<Nanos>,
     /// Requests in front of it, and until when that counts.
     held: Option<(u32, Nanos)>,
+    /// The quota that its replicas can have, where grants follow the load.
+    reach: Option<Quota>,
     /// On what terms `ScaledObject`s asked last, by their names.
     asked: BTreeMap<String, Terms>,
     /// Replicas that were told last.
@@ -159,10 +221,18 @@ impl Board {
             clock,
             functions: RwLock::default(),
             pods: RwLock::default(),
+            owners: RwLock::default(),
+            models: RwLock::default(),
             deployments_listed: AtomicBool::new(false),
             pods_listed: AtomicBool::new(false),
             decisions: Decisions::default(),
+            grants_follow: AtomicBool::new(false),
         }
+    }
+
+    /// What does not change.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Whether it is known which functions there are.
@@ -172,17 +242,102 @@ impl Board {
 
     /// A Deployment is there, or has changed.
     pub(super) fn put(&self, name: FunctionName, deployment: Deployment) {
+        let wish = self.wish(&name, &deployment);
+        let fresh = self.watched(&wish);
         if let Some(entry) = self.entry(&name) {
-            entry.change(deployment, &self.settings, self.clock.now());
+            entry.change(deployment, wish, fresh, self.clock.now());
             return;
         }
-        let entry = Entry::new(name.clone(), deployment, &self.settings, self.clock.now());
+        let entry = Entry::new(name.clone(), deployment, wish, fresh);
         write(&self.functions).insert(name, Arc::new(entry));
     }
 
     /// A Deployment is gone, or has opted out.
     pub(super) fn remove(&self, name: &FunctionName) {
         write(&self.functions).remove(name);
+    }
+
+    /// What a function asks for; a profile that it names is one of its namespace, or one that is known.
+    fn wish(&self, name: &FunctionName, deployment: &Deployment) -> Result<Option<Wish>, Invalid> {
+        let Settings { gpu_memory, profiles, .. } = &self.settings;
+        let model = deployment.annotations.get(annotation::MODEL).map(|model| model.trim());
+        let named = model.map(|model| FunctionName { namespace: name.namespace.clone(), name: model.into() });
+        let models = read(&self.models);
+        let Some(model) = named.and_then(|named| models.get(&named)) else {
+            return Wish::read(&deployment.annotations, *gpu_memory, profiles);
+        };
+        let (known_as, own) = model.times.as_ref().map_err(Clone::clone)?;
+        let mut annotations = deployment.annotations.clone();
+        annotations.insert(annotation::MODEL.into(), known_as.clone());
+        if let Some(slo) = &model.slo {
+            annotations.entry(annotation::SLO.into()).or_insert_with(|| slo.clone());
+        }
+        Wish::read(&annotations, *gpu_memory, if own.get(known_as).is_some() { own } else { profiles })
+    }
+
+    /// What is remembered of a function that asks for this, in the beginning.
+    fn watched(&self, wish: &Result<Option<Wish>, Invalid>) -> Watched {
+        let wish = wish.as_ref().ok().and_then(Option::as_ref);
+        let model = wish.and_then(|wish| wish.model.as_deref());
+        let models = read(&self.models);
+        let mut own = models.values().filter_map(|model| model.times.as_ref().ok()).map(|(_, own)| own);
+        let own = own.find(|own| model.is_some_and(|model| own.get(model).is_some()));
+        Watched::new(self.clock.now(), wish, own.unwrap_or(&self.settings.profiles))
+    }
+
+    /// A profile is there, or has changed.
+    pub(super) fn put_model(&self, name: FunctionName, model: Model) {
+        let namespace = name.namespace.clone();
+        let before = write(&self.models).insert(name, model.clone());
+        // Most changes are of the status, which is our own.
+        if before.as_ref() != Some(&model) {
+            self.read_wishes(&namespace);
+        }
+    }
+
+    /// A profile is gone.
+    pub(super) fn remove_model(&self, name: &FunctionName) {
+        write(&self.models).remove(name);
+        self.read_wishes(&name.namespace);
+    }
+
+    /// All profiles have been shown: others are gone.
+    pub(super) fn models_are(&self, models: HashMap<FunctionName, Model>) {
+        let before = std::mem::replace(&mut *write(&self.models), models);
+        let namespaces: HashSet<_> =
+            before.keys().chain(read(&self.models).keys()).map(|name| name.namespace.clone()).collect();
+        namespaces.iter().for_each(|namespace| self.read_wishes(namespace));
+    }
+
+    /// All profiles.
+    pub(super) fn models(&self) -> HashMap<FunctionName, Model> {
+        read(&self.models).clone()
+    }
+
+    /// Functions of a namespace, each with the name of the profile that its Deployment names.
+    pub(super) fn named_models(&self) -> Vec<(FunctionName, String)> {
+        let named = |entry: Arc<Entry>| {
+            let model = entry.lock().deployment.annotations.get(annotation::MODEL)?.trim().to_string();
+            Some((entry.name.clone(), model))
+        };
+        self.entries().into_iter().filter_map(named).collect()
+    }
+
+    /// Reads anew what the functions of a namespace ask for.
+    fn read_wishes(&self, namespace: &str) {
+        for entry in self.entries().into_iter().filter(|entry| entry.name.namespace == namespace) {
+            let deployment = entry.lock().deployment.clone();
+            let wish = self.wish(&entry.name, &deployment);
+            let fresh = self.watched(&wish);
+            entry.change(deployment, wish, fresh, self.clock.now());
+        }
+    }
+
+    /// The profiles by which the times of functions are known, those of the cluster included.
+    pub(super) fn profiles(&self) -> Profiles {
+        let own = read(&self.models);
+        let own = own.values().filter_map(|model| model.times.as_ref().ok()).map(|(_, own)| own.clone());
+        own.fold(Profiles::default(), Profiles::with)
     }
 
     /// All Deployments have been shown: others are gone.
@@ -207,6 +362,132 @@ impl Board {
         self.pods_listed.store(true, Relaxed);
     }
 
+    /// An object scales a Deployment, or has changed.
+    pub(super) fn put_owner(&self, kind: Kind, name: FunctionName, owned: (FunctionName, Owner)) {
+        write(&self.owners).entry(kind).or_default().insert(name, owned);
+    }
+
+    /// An object scales none any more.
+    pub(super) fn remove_owner(&self, kind: Kind, name: &FunctionName) {
+        write(&self.owners).entry(kind).or_default().remove(name);
+    }
+
+    /// All objects of a kind have been shown: others are gone.
+    pub(super) fn owners_are(&self, kind: Kind, owned: Owned) {
+        write(&self.owners).insert(kind, owned);
+    }
+
+    /// Whether it is known who else scales what.
+    pub(super) fn are_owners_listed(&self) -> bool {
+        let owners = read(&self.owners);
+        super::owner::KINDS.iter().all(|kind| owners.contains_key(kind))
+    }
+
+    /// Who else scales each function.
+    fn owners(&self) -> HashMap<FunctionName, Vec<Owner>> {
+        let mut all: HashMap<FunctionName, Vec<Owner>> = HashMap::new();
+        for (target, owner) in read(&self.owners).values().flat_map(HashMap::values) {
+            all.entry(target.clone()).or_default().push(owner.clone());
+        }
+        all.values_mut().for_each(|owners| owners.sort());
+        all
+    }
+
+    /// A pod's quota was written: what the API server will show.
+    pub(super) fn asked(&self, name: &PodName, percent: u8) {
+        if let Some(pod) = write(&self.pods).get_mut(name) {
+            pod.asked = Some(percent);
+        }
+    }
+
+    /// A function's Deployment, as events name it.
+    pub(super) fn reference(&self, name: &FunctionName) -> ObjectReference {
+        ObjectReference {
+            api_version: Some("apps/v1".into()),
+            kind: Some("Deployment".into()),
+            namespace: Some(name.namespace.clone()),
+            name: Some(name.name.clone()),
+            uid: self.entry(name).map(|entry| entry.lock().deployment.uid.clone()),
+            ..ObjectReference::default()
+        }
+    }
+
+    /// Why a function has what it has, as far as any scaler knows.
+    pub(super) fn why(&self, name: &FunctionName) -> Option<why::Explanation> {
+        let (entry, owners) = (self.entry(name)?, self.owners().remove(name).unwrap_or_default());
+        let mut explanation = why::Explanation { function: name.to_string(), ..why::Explanation::default() };
+        let state = entry.lock();
+        explanation.owners = owners.iter().map(|owner| format!("{:?} {}", owner.kind, owner.name)).collect();
+        let mut leave = |what: &str, why: Result<(), String>| {
+            if let Err(why) = why {
+                explanation.left_alone.push(why::LeftAlone { what: what.into(), why });
+            }
+        };
+        match &state.wish {
+            Err(invalid) => leave("all", Err(invalid.to_string())),
+            Ok(None) => leave("all", Err("it asks for no share of a GPU".into())),
+            Ok(Some(wish)) => {
+                let left = state.left(wish, &owners);
+                leave("raise", left.raise);
+                leave("lower", left.lower);
+                leave("replicas", left.replicas);
+                explanation.slo = wish.slo.map(|slo| slo.to_string());
+                explanation.sm_percent = wish.share.sm.percent();
+                explanation.floor_percent = wish.share.floor.percent();
+                explanation.ceiling_percent = wish.share.ceiling.percent();
+            }
+        }
+        let (now, settings) = (self.clock.now(), &self.settings);
+        explanation.need = state.check(&entry, settings, now).is_ok().then(|| {
+            let Need { equivalents, reason, .. } = state.need(&name.own_terms(), settings, now);
+            why::NeedNow { replicas: equivalents, reason }
+        });
+        Some(explanation)
+    }
+
+    /// What the control loop works on; `wall` is the time in nanoseconds since the epoch. What functions need is judged only
+    /// where numbers of replicas are looked at.
+    pub(super) fn stage(&self, wall: i128, with_counts: bool) -> Stage {
+        let (owners, starts, now) = (self.owners(), self.starts(), self.clock.now());
+        let mut stage = Stage::default();
+        let mut places = HashMap::new();
+        for entry in self.entries() {
+            let state = entry.lock();
+            let Ok(Some(wish)) = &state.wish else { continue };
+            let cold_start = starts.get(&entry.name).copied().unwrap_or(self.settings.cold_start);
+            let left = state.left(wish, owners.get(&entry.name).map(Vec::as_slice).unwrap_or_default());
+            if with_counts && left.replicas.is_ok() && state.check(&entry, &self.settings, now).is_ok() {
+                stage.counted.push(Counted {
+                    name: entry.name.clone(),
+                    bounds: wish.replicas,
+                    wanted: state.deployment.wanted,
+                    cold_start,
+                    need: state.need(&entry.name.own_terms(), &self.settings, now),
+                });
+            }
+            places.insert(entry.name.clone(), stage.seen.len());
+            stage.roster.insert(entry.name.to_string(), Vec::new());
+            stage.seen.push(Seen {
+                name: entry.name.to_string(),
+                wish: wish.clone(),
+                replicas: Vec::new(),
+                held: state.held(now),
+                cold_start,
+                left,
+            });
+        }
+        for (name, pod) in read(&self.pods).iter() {
+            let Some(seen) = places.get(&pod.function).and_then(|&place| stage.seen.get_mut(place)) else {
+                continue;
+            };
+            seen.replicas.push(pod.seen(&name.name, wall));
+            if let Some((address, replicas)) = pod.ready_at.zip(stage.roster.get_mut(&seen.name)) {
+                replicas.push(Replica { name: name.name.clone(), address });
+            }
+        }
+        stage
+    }
+
     /// All functions, each with its replicas that can be read now.
     pub(super) fn roster(&self) -> Roster {
         let mut roster: Roster =
@@ -221,13 +502,36 @@ impl Board {
 
     /// Takes in what was read of those in `roster`.
     pub(super) fn observe(&self, roster: &Roster, readings: &HashMap<FunctionName, Reading>) {
-        let starts = self.starts();
+        let (starts, reaches) = (self.starts(), self.reaches());
         for entry in self.entries() {
             let reading = readings.get(&entry.name);
             let is_ready = roster.get(&entry.name).is_some_and(|replicas| !replicas.is_empty());
             let cold_start = starts.get(&entry.name).copied().unwrap_or(self.settings.cold_start);
+            entry.lock().reach = reaches.get(&entry.name).copied();
             entry.observe(reading, is_ready, cold_start, self.clock.now());
         }
+    }
+
+    /// Somebody leads who makes grants follow the load, or nobody does.
+    pub(super) fn grants_follow(&self, do_follow: bool) {
+        self.grants_follow.store(do_follow, Relaxed);
+    }
+
+    /// The quota that the replicas of each function can have, where its grants follow the load.
+    fn reaches(&self) -> HashMap<FunctionName, Quota> {
+        if !self.grants_follow.load(Relaxed) || !self.are_owners_listed() {
+            return HashMap::new();
+        }
+        let owners = self.owners();
+        let ceiling = |entry: &Arc<Entry>| {
+            let state = entry.lock();
+            let wish = state.wish.as_ref().ok()?.as_ref()?;
+            let owners = owners.get(&entry.name).map(Vec::as_slice).unwrap_or_default();
+            state.left(wish, owners).raise.ok()?;
+            Some((entry.name.clone(), wish.share.ceiling))
+        };
+        let ceilings = self.entries().iter().filter_map(ceiling).collect();
+        fleet::reaches(read(&self.pods).values(), &ceilings)
     }
 
     /// How long the replicas of each function took to start: the middle one.
@@ -333,11 +637,14 @@ impl Board {
 }
 
 impl Entry {
-    fn new(name: FunctionName, deployment: Deployment, settings: &Settings, now: Nanos) -> Self {
-        let wish = wish(&deployment, settings);
-        let watched = watched(&wish, settings, now);
-        let (starting, held, asked, told) = (None, None, BTreeMap::new(), None);
-        let state = Mutex::new(State { deployment, wish, watched, starting, held, asked, told });
+    fn new(
+        name: FunctionName,
+        deployment: Deployment,
+        wish: Result<Option<Wish>, Invalid>,
+        watched: Watched,
+    ) -> Self {
+        let (starting, held, reach, asked, told) = (None, None, None, BTreeMap::new(), None);
+        let state = Mutex::new(State { deployment, wish, watched, starting, held, reach, asked, told });
         Self { name, state, changed: watch::Sender::new(()) }
     }
 
@@ -345,15 +652,21 @@ impl Entry {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, deployment: Deployment, settings: &Settings, now: Nanos) {
+    /// Takes in what there is now. What is `fresh` is to be remembered from now on if it asks for something else.
+    fn change(
+        &self,
+        deployment: Deployment,
+        wish: Result<Option<Wish>, Invalid>,
+        fresh: Watched,
+        now: Nanos,
+    ) {
         let mut state = self.lock();
-        if state.deployment == deployment {
+        if state.deployment == deployment && state.wish == wish {
             return;
         }
-        let wish = wish(&deployment, settings);
         if wish != state.wish {
             // Another model or share: what was learnt holds no more.
-            state.watched = watched(&wish, settings, now);
+            state.watched = fresh;
             state.wish = wish;
         }
         if state.deployment.replicas == 0 && deployment.replicas > 0 {
@@ -446,7 +759,7 @@ impl Entry {
             in_flight: latest.in_flight,
             waiting: latest.waiting,
             oldest_wait_seconds: latest.oldest,
-            quota_percent: latest.grant.map(gpu_share::units::Quota::percent),
+            quota_percent: latest.grant.map(Quota::percent),
             gpu_milliseconds_per_request: state.watched.estimate().map(|estimate| estimate.gpu.millis_f64()),
             slo: slo.map(|slo| slo.to_string()),
             needs: state.asked.iter().map(|(asker, terms)| (asker.clone(), told(terms))).collect(),
@@ -455,6 +768,18 @@ impl Entry {
 }
 
 impl State {
+    /// What of the function is left to us, given who else scales it.
+    fn left(&self, wish: &Wish, owners: &[Owner]) -> Left {
+        let controller = self.deployment.controller.as_ref();
+        let controller = controller.map(|name| Owner {
+            kind: Kind::Controller,
+            name: name.clone(),
+            pause: Pause::default(),
+        });
+        let owners: Vec<_> = owners.iter().cloned().chain(controller).collect();
+        owners::left(wish.scaling, self.deployment.annotations.contains_key(annotation::REPLICAS), &owners)
+    }
+
     fn held(&self, now: Nanos) -> u32 {
         self.held.filter(|&(_, until)| now < until).map_or(0, |(held, _)| held)
     }
@@ -487,19 +812,12 @@ impl State {
             present: self.deployment.replicas,
             is_starting: self.is_starting(now),
             held: self.held(now),
+            reach: self.reach,
             gpu_memory: settings.gpu_memory,
             window: settings.window,
         };
         self.watched.need(&scene, terms)
     }
-}
-
-fn wish(deployment: &Deployment, settings: &Settings) -> Result<Option<Wish>, Invalid> {
-    Wish::read(&deployment.annotations, settings.gpu_memory, &settings.profiles)
-}
-
-fn watched(wish: &Result<Option<Wish>, Invalid>, settings: &Settings, now: Nanos) -> Watched {
-    Watched::new(now, wish.as_ref().ok().and_then(Option::as_ref), &settings.profiles)
 }
 
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {

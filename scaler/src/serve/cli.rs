@@ -20,8 +20,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::admission;
 use super::board::{Settings, nanos};
-use super::start::{self, From, Options};
+use super::start::{self, From, Lead, Options};
 use super::tls::Files;
+use crate::control::election::Terms;
 
 /// Exit code for bad usage or configuration (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
@@ -43,6 +44,8 @@ enum Command {
     Serve(Box<Serve>),
     /// Run the admission webhook, which gives pods that opt in their units.
     Webhook(Box<Webhook>),
+    /// Print the definition of the kind GPUFunctionProfile for the API server.
+    Crd,
     /// Print the completion script for a shell.
     Completion {
         /// Which shell.
@@ -100,6 +103,30 @@ struct Serve {
     /// Profiles of models beside those that are shipped: lines model,batch,sm,ms.
     #[arg(long, env = "GPUFN_PROFILES", value_name = "FILE")]
     profiles: Option<PathBuf>,
+    /// Time between two decisions about grants, 100ms to 5s.
+    #[arg(long, env = "GPUFN_CONTROL_PERIOD", value_name = "TIME", value_parser = control_period, default_value = "250ms")]
+    control_period: Duration,
+    /// Leave grants alone.
+    #[arg(long, env = "GPUFN_NO_VERTICAL")]
+    no_vertical: bool,
+    /// Leave numbers of replicas alone, also where nobody else scales.
+    #[arg(long, env = "GPUFN_NO_HORIZONTAL")]
+    no_horizontal: bool,
+    /// Decide and tell, and change nothing.
+    #[arg(long, env = "GPUFN_DRY_RUN")]
+    dry_run: bool,
+    /// Most changes that are written in a second, 1 to 10000.
+    #[arg(long, env = "GPUFN_WRITES", value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    writes: u32,
+    /// Name of the Lease by which one of several scalers leads.
+    #[arg(long, env = "GPUFN_LEASE", value_name = "NAME", default_value = "gpufn-scaler")]
+    lease: String,
+    /// Namespace of the Lease [default: that of the service account or KUBECONFIG].
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME")]
+    lease_namespace: Option<String>,
+    /// A leader that is silent for so long is replaced, 1s to 5m, whole seconds.
+    #[arg(long, env = "GPUFN_LEASE_DURATION", value_name = "TIME", value_parser = lease_duration, default_value = "15s")]
+    lease_duration: Duration,
     /// Form of the log on stderr.
     #[arg(long, env = "GPUFN_LOG_FORMAT", value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -161,6 +188,9 @@ pub fn run() -> ExitCode {
     let ended = match cli.command {
         Command::Serve(options) => serve(*options),
         Command::Webhook(options) => webhook(*options),
+        Command::Crd => crate::kind::definition()
+            .map_err(Into::into)
+            .and_then(|text| Ok(std::io::stdout().write_all(text.as_bytes())?)),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "gpufn-scaler", &mut std::io::stdout());
             Ok(())
@@ -274,6 +304,16 @@ impl Serve {
                 stale: nanos(self.stale),
                 shows_empty,
             },
+            lead: Lead {
+                namespace: self.lease_namespace.filter(|namespace| !namespace.is_empty()),
+                lease: self.lease,
+                terms: Terms { duration: nanos(self.lease_duration) },
+                period: self.control_period,
+                grants: !self.no_vertical,
+                counts: !self.no_horizontal,
+                is_dry_run: self.dry_run,
+                rate: self.writes,
+            },
         })
     }
 }
@@ -298,6 +338,20 @@ fn url(text: &str) -> Result<reqwest::Url, String> {
 fn span(text: &str) -> Result<Duration, String> {
     let allowed = Duration::from_millis(5)..=Duration::from_mins(5);
     time(text).filter(|time| allowed.contains(time)).ok_or_else(|| "allowed is 5ms to 5m, such as 1s".into())
+}
+
+fn control_period(text: &str) -> Result<Duration, String> {
+    let allowed = Duration::from_millis(100)..=Duration::from_secs(5);
+    time(text)
+        .filter(|time| allowed.contains(time))
+        .ok_or_else(|| "allowed is 100ms to 5s, such as 250ms".into())
+}
+
+fn lease_duration(text: &str) -> Result<Duration, String> {
+    let allowed = Duration::from_secs(1)..=Duration::from_mins(5);
+    time(text)
+        .filter(|time| allowed.contains(time) && time.subsec_nanos() == 0)
+        .ok_or_else(|| "allowed is 1s to 5m in whole seconds, such as 15s".into())
 }
 
 fn window(text: &str) -> Result<Duration, String> {

@@ -16,6 +16,10 @@ pub(super) struct Metrics {
     failures: IntCounterVec,
     functions: IntGaugeVec,
     api_server: IntGaugeVec,
+    leader: IntGaugeVec,
+    decisions: IntCounterVec,
+    control: HistogramVec,
+    writes: HistogramVec,
 }
 
 /// An open stream, counted until dropped.
@@ -37,7 +41,22 @@ impl Metrics {
         let long = prometheus::exponential_buckets(1e-3, 2.0, 13)?;
         let calls = HistogramOpts::new("gpufn_scaler_call_seconds", "Time until a call of KEDA is answered");
         let reads = HistogramOpts::new("gpufn_scaler_read_seconds", "Time until the source of load was read");
+        let control = HistogramOpts::new(
+            "gpufn_scaler_control_seconds",
+            "Time that each part of a control period takes",
+        );
+        let writes =
+            HistogramOpts::new("gpufn_scaler_write_seconds", "Time until the API server has taken a change");
         Ok(Self {
+            leader: gauge(&r, "gpufn_scaler_leader", "1 while this scaler leads", &[])?,
+            decisions: counter(
+                &r,
+                "gpufn_scaler_decisions_total",
+                "Changes that were decided, by what became of them",
+                &["action", "outcome"],
+            )?,
+            control: registered(&r, HistogramVec::new(control.buckets(long.clone()), &["part"])?)?,
+            writes: registered(&r, HistogramVec::new(writes.buckets(long.clone()), &[])?)?,
             calls: registered(&r, HistogramVec::new(calls.buckets(brief), &["call"])?)?,
             errors: counter(
                 &r,
@@ -101,6 +120,26 @@ impl Metrics {
         self.api_server.with_label_values(&[kind]).set(is_up.into());
     }
 
+    /// Whether this scaler leads.
+    pub(super) fn leads(&self, leads: bool) {
+        self.leader.with_label_values::<&str>(&[]).set(leads.into());
+    }
+
+    /// A change was decided.
+    pub(super) fn decided(&self, action: &str, outcome: &str) {
+        self.decisions.with_label_values(&[action, outcome]).inc();
+    }
+
+    /// Measures a part of a control period until the timer is dropped.
+    pub(super) fn control(&self, part: &str) -> HistogramTimer {
+        self.control.with_label_values(&[part]).start_timer()
+    }
+
+    /// Measures a write until the timer is dropped.
+    pub(super) fn writes(&self) -> HistogramTimer {
+        self.writes.with_label_values::<&str>(&[]).start_timer()
+    }
+
     /// All of them in the text format, where of `all` functions `known` can be told of.
     pub(super) fn text(&self, all: usize, known: usize) -> prometheus::Result<String> {
         let set = |state: &str, count: usize| {
@@ -155,6 +194,9 @@ mod tests {
         drop((metrics.stream("StreamIsActive"), metrics.reads()));
         metrics.read_failed();
         metrics.api_server_shows("pods", true);
+        metrics.leads(true);
+        metrics.decided("raise", "done");
+        drop((metrics.control("read"), metrics.writes()));
         let text = metrics.text(3, 2).unwrap();
         let exported: BTreeSet<_> = text
             .lines()

@@ -8,7 +8,7 @@ use gpu_share::annotations::{Scaling, Wish};
 use gpu_share::units::{Area, Bytes};
 use serde::Serialize;
 
-use super::fleet::{Place, Pod, PodName};
+use super::fleet::{Pod, PodName, Shown};
 
 /// Everything at one moment.
 #[derive(Debug, Serialize)]
@@ -82,7 +82,7 @@ struct ShareView {
 impl ReplicaSummary {
     /// A pod of a function that asks for `wish`, on GPUs with `gpu_memory`.
     pub(super) fn of(name: &PodName, pod: &Pod, wish: Option<&Wish>, gpu_memory: Bytes) -> Self {
-        let Place { node, gpu, grant } = pod.place.clone();
+        let Shown { node, gpu, grant } = pod.shown.clone();
         let state = match (pod.is_ending, pod.ready_at) {
             (true, _) => "draining",
             (false, None) => "starting",

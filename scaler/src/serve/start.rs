@@ -9,7 +9,7 @@ use futures_util::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, TcpIncoming};
@@ -19,11 +19,17 @@ use tonic_health::server::HealthReporter;
 use super::board::{Board, Settings};
 use super::clock::Clock;
 use super::cluster::Cluster;
+use super::control::{Control, Shared};
 use super::grpc::Scaler;
+use super::lead::{Candidate, Leadership};
 use super::metrics::Metrics;
+use super::outbox::{Outbox, Writer};
 use super::source::{Gateway, Prometheus, Watchdogs};
+use super::statuses::Statuses;
 use super::tls::Files;
-use super::{sampler, tls, web};
+use super::{control, lead, owner, sampler, tls, web};
+use crate::control::election::Terms;
+use crate::control::period;
 use crate::keda::api::DESCRIPTION;
 use crate::keda::api::external_scaler_server::ExternalScalerServer;
 
@@ -64,6 +70,26 @@ pub(super) struct Options {
     /// Longest time that one answer of the source may take.
     pub(super) patience: Duration,
     pub(super) settings: Settings,
+    pub(super) lead: Lead,
+}
+
+/// What the scaler that leads does, and how it comes to lead.
+#[derive(Debug)]
+pub(super) struct Lead {
+    /// Namespace of the Lease; else that of the service account or KUBECONFIG.
+    pub(super) namespace: Option<String>,
+    /// Name of the Lease.
+    pub(super) lease: String,
+    pub(super) terms: Terms,
+    /// Time between two decisions about grants.
+    pub(super) period: Duration,
+    /// Whether grants are changed.
+    pub(super) grants: bool,
+    /// Whether numbers of replicas are, where nobody else owns them.
+    pub(super) counts: bool,
+    pub(super) is_dry_run: bool,
+    /// Most writes a second.
+    pub(super) rate: u32,
 }
 
 /// Runs until `stop`. `ready` is told where it listens.
@@ -72,7 +98,7 @@ pub(super) async fn run(
     stop: CancellationToken,
     ready: impl FnOnce(SocketAddr, SocketAddr) -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
-    let Options { listen, http, tls, namespace, source, period, patience, settings } = options;
+    let Options { listen, http, tls, namespace, source, period, patience, settings, lead } = options;
     if tls.is_none() && !listen.ip().is_loopback() {
         tracing::warn!(%listen, "whoever reaches the socket may ask: no --tls-cert is given");
     }
@@ -89,15 +115,36 @@ pub(super) async fn run(
     let (clock, metrics) = (Clock::start(), Arc::new(Metrics::new()?));
     let board = Arc::new(Board::new(settings, clock));
     let mut tasks = JoinSet::new();
-    let cluster = Cluster { client, namespace };
+    let cluster = Cluster { client: client.clone(), namespace };
     tasks.spawn(cluster.clone().follow_deployments(Arc::clone(&board), Arc::clone(&metrics)));
-    tasks.spawn(cluster.follow_pods(Arc::clone(&board), Arc::clone(&metrics)));
-    read(&mut tasks, source, period, patience, &board, clock, &metrics)?;
+    tasks.spawn(cluster.clone().follow_pods(Arc::clone(&board), Arc::clone(&metrics)));
+    for kind in owner::KINDS {
+        tasks.spawn(cluster.clone().follow_owners(kind, Arc::clone(&board), Arc::clone(&metrics)));
+    }
+    tasks.spawn(cluster.follow_profiles(Arc::clone(&board), Arc::clone(&metrics)));
+    // Through no proxy: these are addresses within the cluster.
+    let reader = reqwest::Client::builder().no_proxy().timeout(patience).build()?;
+    let (leadership, shared) = (Arc::new(Leadership::new(clock)), Arc::new(Shared::default()));
+    let watchdogs = match source {
+        From::Watchdogs(port) => Some(Watchdogs { client: reader.clone(), port }),
+        From::Prometheus(_) | From::Gateway(_) => None,
+    };
+    let leader =
+        Leader { client, board: &board, clock, metrics: &metrics, shared: &shared, leadership: &leadership };
+    let standing = leader.start(&mut tasks, lead, watchdogs, stop.clone());
+    read(&mut tasks, source, period, reader, &board, clock, &metrics);
 
     let (reporter, health) = tonic_health::server::health_reporter();
     report(&reporter, ServingStatus::NotServing).await;
     tasks.spawn(serve_when_listed(reporter.clone(), Arc::clone(&board)));
-    let app = web::App { board: Arc::clone(&board), metrics: Arc::clone(&metrics), stop: stop.clone() };
+    let app = web::App {
+        board: Arc::clone(&board),
+        metrics: Arc::clone(&metrics),
+        stop: stop.clone(),
+        clock,
+        leadership,
+        shared,
+    };
     let http = axum::serve(web, web::router(app)).with_graceful_shutdown(stop.clone().cancelled_owned());
 
     let scaler = Scaler { board, metrics, stop: stop.clone() };
@@ -131,8 +178,91 @@ pub(super) async fn run(
             Ok(())
         }
     };
+    if let Some(standing) = standing {
+        // It gives the Lease back.
+        let _ = standing.await;
+    }
     tasks.shutdown().await;
     ended
+}
+
+/// What the one that leads works with.
+struct Leader<'a> {
+    client: kube::Client,
+    board: &'a Arc<Board>,
+    clock: Clock,
+    metrics: &'a Arc<Metrics>,
+    shared: &'a Arc<Shared>,
+    leadership: &'a Arc<Leadership>,
+}
+
+impl Leader<'_> {
+    /// Starts to stand for election and to decide, if there is anything to be decided.
+    fn start(
+        self,
+        tasks: &mut JoinSet<()>,
+        lead: Lead,
+        watchdogs: Option<Watchdogs>,
+        stop: CancellationToken,
+    ) -> Option<JoinHandle<()>> {
+        if lead.grants && watchdogs.is_none() {
+            tracing::warn!("grants are left alone: what Prometheus or a gateway says is too old for them");
+        }
+        let watchdogs = watchdogs.filter(|_| lead.grants);
+        if watchdogs.is_none() && !lead.counts {
+            return None;
+        }
+        let Self { client, board, clock, metrics, shared, leadership } = self;
+        let (identity, outbox) = (lead::identity(), Arc::new(Outbox::default()));
+        let candidate = Candidate {
+            client: client.clone(),
+            namespace: lead.namespace.unwrap_or_else(|| client.default_namespace().into()),
+            lease: lead.lease,
+            identity: identity.clone(),
+            terms: lead.terms,
+            board: Arc::clone(board),
+            grants: watchdogs.is_some() && !lead.is_dry_run,
+        };
+        let writer = Writer {
+            client,
+            leadership: Arc::clone(leadership),
+            board: Arc::clone(board),
+            metrics: Arc::clone(metrics),
+            shared: Arc::clone(shared),
+            rate: lead.rate,
+            identity,
+        };
+        let settings = board.settings();
+        let control = Control {
+            options: control::Options {
+                period: lead.period,
+                watchdogs,
+                counts: lead.counts,
+                is_dry_run: lead.is_dry_run,
+            },
+            profiles: settings.profiles.clone(),
+            settings: period::Settings { gpu_memory: settings.gpu_memory, window: settings.window },
+            board: Arc::clone(board),
+            clock,
+            leadership: Arc::clone(leadership),
+            metrics: Arc::clone(metrics),
+            shared: Arc::clone(shared),
+            outbox: Arc::clone(&outbox),
+        };
+        if !lead.is_dry_run {
+            let statuses = Statuses {
+                client: candidate.client.clone(),
+                leadership: Arc::clone(leadership),
+                board: Arc::clone(board),
+                shared: Arc::clone(shared),
+            };
+            tasks.spawn(statuses.run());
+        }
+        tasks.spawn(writer.run(outbox));
+        tasks.spawn(control.run());
+        // Not one of the tasks that are cut at the end.
+        Some(tokio::spawn(candidate.run(Arc::clone(leadership), Arc::clone(metrics), stop)))
+    }
 }
 
 fn described() -> tonic_reflection::server::Builder<'static> {
@@ -158,13 +288,11 @@ fn read(
     tasks: &mut JoinSet<()>,
     source: From,
     period: Duration,
-    patience: Duration,
+    client: reqwest::Client,
     board: &Arc<Board>,
     clock: Clock,
     metrics: &Arc<Metrics>,
-) -> anyhow::Result<()> {
-    // Through no proxy: these are addresses within the cluster.
-    let client = reqwest::Client::builder().no_proxy().timeout(patience).build()?;
+) {
     let (board, metrics) = (Arc::clone(board), Arc::clone(metrics));
     match source {
         From::Watchdogs(port) => {
@@ -177,7 +305,6 @@ fn read(
             tasks.spawn(sampler::run(Gateway { client, url }, period, board, clock, metrics));
         }
     }
-    Ok(())
 }
 
 /// Says that it serves once it is known which functions there are.

@@ -12,8 +12,11 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::board::{Board, Explanation};
+use super::clock::Clock;
+use super::control::Shared;
 use super::decisions::Decision;
 use super::fleet::FunctionName;
+use super::lead::Leadership;
 use super::metrics::Metrics;
 use super::overview::Overview;
 
@@ -26,6 +29,9 @@ pub(super) struct App {
     pub(super) board: Arc<Board>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stop: CancellationToken,
+    pub(super) clock: Clock,
+    pub(super) leadership: Arc<Leadership>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// All paths.
@@ -39,6 +45,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/decisions", get(decisions))
         .route("/v1/functions", get(functions))
         .route("/v1/functions/{namespace}/{name}", get(function))
+        .route("/v1/functions/{namespace}/{name}/explanation", get(explanation))
         .route("/v1/functions/{namespace}/{name}/held", put(hold))
         .with_state(app)
 }
@@ -86,6 +93,17 @@ async fn functions(State(app): State<App>) -> Json<Vec<Explanation>> {
 async fn function(State(app): State<App>, Path((namespace, name)): Path<(String, String)>) -> Response {
     let name = FunctionName { namespace, name };
     app.board.explain(&name).map_or_else(|| missing(&name), |explanation| Json(explanation).into_response())
+}
+
+/// Why it has what it has. A scaler that does not lead says who does, and what it knows itself.
+async fn explanation(State(app): State<App>, Path((namespace, name)): Path<(String, String)>) -> Response {
+    let name = FunctionName { namespace, name };
+    let Some(mut explanation) = app.board.why(&name) else { return missing(&name) };
+    explanation.decided_by = app.leadership.holder();
+    explanation.is_deciding = app.leadership.is_ours();
+    // A period may be deciding: nobody else is to wait for it.
+    tokio::task::block_in_place(|| app.shared.explain(app.clock.now(), &mut explanation));
+    Json(explanation).into_response()
 }
 
 /// What a front end says of requests that wait for a first replica.

@@ -1,16 +1,19 @@
-//! Deployments and their pods, as the scaler follows them: those that have opted in, of all nodes.
+//! Deployments and their pods, as the scaler follows them: those that have opted in, of all nodes. And what it writes to them.
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use axum::routing::get;
+use axum::extract::State;
+use axum::routing::{get, patch};
 
 use super::{
-    ApiServer, BTreeMap, Changes, Content, IntoResponse, Json, Query, Response, Router, Shared, Shares,
-    StatusCode, Value, content, is_watch, json,
+    ApiServer, BTreeMap, Changes, Content, IntoResponse, Json, Named, Query, Response, Router, Shared,
+    Shares, StatusCode, Value, content, is_watch, json, until,
 };
 
 const DEPLOYMENTS: &str = "/apis/apps/v1/deployments";
+const SCALE: &str = "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale";
 /// What ends the names of all `ReplicaSet`s.
 const HASH: &str = "6b8c9";
 /// Namespace of all functions, where nothing else is said.
@@ -20,7 +23,7 @@ const NAMESPACE: &str = "fn";
 pub(super) type Objects = BTreeMap<(String, String), Value>;
 
 pub(super) fn router() -> Router<Arc<Shared>> {
-    Router::new().route(DEPLOYMENTS, get(list_deployments))
+    Router::new().route(DEPLOYMENTS, get(list_deployments)).route(SCALE, patch(scale))
 }
 
 impl ApiServer {
@@ -41,7 +44,8 @@ impl ApiServer {
             annotations.iter().map(|(key, value)| (format!("gpufn.dev/{key}"), *value)).collect();
         let labels = json!({"gpufn.dev/enabled": "true"});
         let deployment = json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"namespace": namespace, "name": name},
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"namespace": namespace, "name": name, "uid": "uid-1"},
             "spec": {"replicas": replicas, "selector": {}, "template": {
                 "metadata": {"labels": labels, "annotations": annotations},
             }},
@@ -97,6 +101,37 @@ impl ApiServer {
         put(&mut content, &self.shared.replica_changes, |content| &mut content.replicas, pod);
     }
 
+    /// Changes a replica's metadata: a node's agent writes there what it has, for one.
+    pub fn change_replica(&self, pod: &str, change: impl FnOnce(&mut Value)) {
+        let replica = change_replica(&self.shared, NAMESPACE, pod, change);
+        replica.expect("the replica is there");
+    }
+
+    /// Adds a replica that is bound to a GPU, with this quota as it was asked for and granted.
+    pub fn put_bound_replica(&self, function: &str, pod: &str, address: IpAddr, quota: u8) {
+        self.put_replica(function, pod, address, true);
+        self.change_replica(pod, |metadata| {
+            let quota = quota.to_string();
+            metadata["annotations"] = json!({
+                "gpufn.dev/quota": quota, "gpufn.dev/grant": quota, "gpufn.dev/gpu": format!("GPU-{pod}"),
+                "gpufn.dev/row": "0",
+            });
+        });
+    }
+
+    /// What was written to pods' quotas and Deployments' replicas so far, oldest first.
+    pub fn written(&self) -> Vec<Written> {
+        self.content().written.clone()
+    }
+
+    /// Waits until something was written to an object, after the first `seen` writes; when it was, and what.
+    pub async fn until_written(&self, name: &str, seen: usize, patience: Duration) -> Written {
+        until(&format!("{name} to be written"), patience, async || {
+            self.content().written.iter().skip(seen).find(|written| written.name == name).cloned()
+        })
+        .await
+    }
+
     /// Deletes a replica.
     pub fn delete_replica(&self, pod: &str) {
         let mut content = self.content();
@@ -104,7 +139,85 @@ impl ApiServer {
     }
 }
 
-fn put(content: &mut Content, changes: &Changes, of: fn(&mut Content) -> &mut Objects, mut object: Value) {
+/// A write of the scaler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// When.
+    pub at: Instant,
+    /// Name of the pod, or of the Deployment.
+    pub name: String,
+    /// The quota in percent, or the number of replicas.
+    pub value: String,
+    /// Who says that it wrote.
+    pub manager: String,
+}
+
+impl Written {
+    fn new(name: &str, value: &str, query: &BTreeMap<String, String>) -> Self {
+        let manager = query.get("fieldManager").cloned().unwrap_or_default();
+        Self { at: Instant::now(), name: name.into(), value: value.into(), manager }
+    }
+}
+
+/// Changes a replica's metadata, if it is there: the pod as it is then.
+fn change_replica(
+    shared: &Shared,
+    namespace: &str,
+    pod: &str,
+    change: impl FnOnce(&mut Value),
+) -> Option<Value> {
+    let mut content = content(shared);
+    let mut replica = content.replicas.get(&(namespace.into(), pod.into()))?.clone();
+    change(&mut replica["metadata"]);
+    put(&mut content, &shared.replica_changes, |content| &mut content.replicas, replica.clone());
+    Some(replica)
+}
+
+/// Answers a patch of a replica's annotations, if there is such a replica.
+pub(super) fn annotate(
+    shared: &Shared,
+    namespace: &str,
+    pod: &str,
+    query: &BTreeMap<String, String>,
+    patch: &Value,
+) -> Option<Response> {
+    let changed = change_replica(shared, namespace, pod, |metadata| {
+        for (key, value) in patch["metadata"]["annotations"].as_object().into_iter().flatten() {
+            metadata["annotations"][key] = value.clone();
+        }
+    })?;
+    if let Some(quota) = patch["metadata"]["annotations"]["gpufn.dev/quota"].as_str() {
+        content(shared).written.push(Written::new(pod, quota, query));
+    }
+    Some(Json(changed).into_response())
+}
+
+/// Changes how many replicas a Deployment is told to have; nobody makes them.
+async fn scale(
+    State(shared): Shares,
+    Named((namespace, name)): Named<(String, String)>,
+    Query(query): Query<BTreeMap<String, String>>,
+    Json(patch): Json<Value>,
+) -> Response {
+    let mut content = content(&shared);
+    let Some(mut deployment) = content.deployments.get(&(namespace.clone(), name.clone())).cloned() else {
+        return super::missing();
+    };
+    let replicas = patch["spec"]["replicas"].clone();
+    deployment["spec"]["replicas"] = replicas.clone();
+    content.written.push(Written::new(&name, &replicas.to_string(), &query));
+    put(&mut content, &shared.deployment_changes, |content| &mut content.deployments, deployment);
+    let scale = json!({"apiVersion": "autoscaling/v1", "kind": "Scale",
+        "metadata": {"namespace": namespace, "name": name}, "spec": {"replicas": replicas}});
+    Json(scale).into_response()
+}
+
+pub(super) fn put(
+    content: &mut Content,
+    changes: &Changes,
+    of: impl Fn(&mut Content) -> &mut Objects,
+    mut object: Value,
+) {
     content.version += 1;
     object["metadata"]["resourceVersion"] = json!(content.version.to_string());
     let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_string();
@@ -134,12 +247,12 @@ pub(super) fn replicas(shared: &Shared, query: &BTreeMap<String, String>) -> Res
     answer(shared, query, ("v1", "PodList"), &shared.replica_changes, |content| &content.replicas)
 }
 
-fn answer(
+pub(super) fn answer(
     shared: &Shared,
     query: &BTreeMap<String, String>,
     (version, kind): (&str, &str),
     changes: &Changes,
-    of: fn(&Content) -> &Objects,
+    of: impl Fn(&Content) -> &Objects,
 ) -> Response {
     let content = content(shared);
     if content.are_workloads_hidden {

@@ -53,6 +53,16 @@ impl Function {
         Self { observed, grants: Grants::default(), counts: Counts::new(now) }
     }
 
+    /// What it has shown so far.
+    pub(super) fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// The quota that was needed last.
+    pub(super) fn needed(&self) -> Option<Quota> {
+        self.grants.last()
+    }
+
     /// The state of its count.
     pub(super) fn counts(&self) -> &Counts {
         &self.counts
@@ -164,7 +174,7 @@ pub(super) fn cap(replica: &ReplicaView, share: &Share) -> Quota {
 }
 
 /// The replicas, and what each can count on. The node lends up to the ceiling that a replica is bound with.
-fn replicas<'a>(view: &'a FunctionView, others: &[Others], share: &Share) -> Vec<Replica<'a>> {
+pub(super) fn replicas<'a>(view: &'a FunctionView, others: &[Others], share: &Share) -> Vec<Replica<'a>> {
     let alone = view.wish.share.ceiling;
     let of = |(view, others): (&'a ReplicaView, &Others)| Replica {
         view,
@@ -175,7 +185,7 @@ fn replicas<'a>(view: &'a FunctionView, others: &[Others], share: &Share) -> Vec
 }
 
 /// The share that grants move in: scaling by number alone leaves each at its floor.
-fn bound_share(view: &FunctionView) -> Share {
+pub(super) fn bound_share(view: &FunctionView) -> Share {
     let share = view.wish.share;
     match view.wish.scaling {
         Scaling::Horizontal => Share { ceiling: share.floor, ..share },

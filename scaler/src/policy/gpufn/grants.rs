@@ -38,6 +38,11 @@ enum Why {
 }
 
 impl Grants {
+    /// The quota that was needed last.
+    pub(super) fn last(&self) -> Option<Quota> {
+        self.needed.back().map(|&(_, quota)| quota)
+    }
+
     /// Nothing is needed any more.
     pub(super) fn forget(&mut self) {
         self.needed.clear();
@@ -46,7 +51,7 @@ impl Grants {
     /// Up at once; down to the most that was needed in the hold time, and not for less than the dead band.
     pub(super) fn decide(&mut self, scene: &Scene<'_>, observed: &mut Observed) -> Vec<Decision> {
         let serving = serving(scene, observed);
-        let near = self.needed.back().map(|&(_, quota)| quota);
+        let near = self.last();
         let level = level(scene, &serving, observed, near);
         self.needed.push_back((scene.now, level.quota));
         while self.needed.pop_front_if(|&mut (at, _)| scene.now.since(at) > scene.tuning.hold).is_some() {}

@@ -1,5 +1,6 @@
 //! `bench-scaler`: what KEDA waits for. The real scaler with many functions, of which a tenth has a replica under load, read from
-//! a Prometheus; a client of KEDA's shape polls the `ScaledObject` of each, and follows it.
+//! a Prometheus; a client of KEDA's shape polls the `ScaledObject` of each, and follows it. And what a control period takes
+//! (`control`).
 //!
 //! Reads the command line, runs the measurements, and writes and prints their figures. It excuses nothing.
 
@@ -18,6 +19,8 @@ use tests::process;
 use tests::scaler::Scaler;
 use tests::watchdogs::Prometheus;
 use tokio::task::JoinSet;
+
+mod control;
 
 /// Time between two polls of a `ScaledObject`, and between two readings of load.
 const POLL: Duration = Duration::from_secs(15);
@@ -111,6 +114,8 @@ async fn measure(quick: bool) -> Result<Figures> {
             format!("{HELD} functions without a replica, from the front end's word to KEDA's ear"),
         ),
     ];
+    drop(scaler);
+    let figures = figures.into_iter().chain(control::measure(quick).await?).collect();
     Ok(Figures { name: "bench-scaler", figures, machine: Machine::here("none") })
 }
 
