@@ -44,10 +44,11 @@ pub struct ProfileSpec {
 #[serde(rename_all = "camelCase")]
 pub struct Point {
     /// Requests that were merged.
-    #[schemars(range(min = 1, max = 1024))]
+    // The API server knows no unsigned formats.
+    #[schemars(range(min = 1, max = 1024), extend("format" = "int32"))]
     pub batch: u32,
     /// SM share in percent.
-    #[schemars(range(min = 1, max = 100))]
+    #[schemars(range(min = 1, max = 100), extend("format" = "int32"))]
     pub sm: u8,
     /// GPU time of the batch.
     #[schemars(range(min = 0))]
@@ -63,6 +64,7 @@ pub struct Status {
     /// Replicas that are ready, of those that there are.
     pub ready: String,
     /// Replicas that there are.
+    #[schemars(extend("format" = "int32"))]
     pub replicas: u32,
     /// The quotas that they have.
     pub quota: String,

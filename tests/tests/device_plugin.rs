@@ -371,6 +371,7 @@ async fn annotations_give_the_form_and_the_grant_is_written_back() {
     cluster.until_annotation("a", "gpufn.dev/grant", "40").await;
     let gpu = only_binding(&plugin).await.binding.gpu;
     cluster.until_annotation("a", "gpufn.dev/gpu", &gpu.0).await;
+    cluster.until_annotation("a", "gpufn.dev/row", "0").await;
     // 16 units are free, but beside a row of half the SMs, which is busy for 40 % of the time, one container could have 60 %.
     until("the node's label", PATIENCE, async || {
         (cluster.label("gpufn.dev/max-free-units").as_deref() == Some("12")).then_some(())

@@ -92,17 +92,12 @@ fn write(out: &mut String, explained: &Explanation, now: u64) -> std::fmt::Resul
         "  asks for    {sm_percent} % of the SMs, a quota of {floor_percent:.0} to {ceiling_percent:.0} %"
     )?;
     writeln!(out, "  objective   {}", slo.as_deref().unwrap_or("none: planned by utilisation"))?;
-    match (&explained.decided_by, explained.is_deciding) {
-        (_, true) => writeln!(
-            out,
-            "  decided by  this scaler, which has watched it for {:.0} s",
-            explained.watched_seconds
-        )?,
-        (Some(holder), false) => {
-            writeln!(out, "  decided by  {holder}; what follows is what this scaler knows")?
-        }
-        (None, false) => writeln!(out, "  decided by  nobody now")?,
-    }
+    let decided_by = match (&explained.decided_by, explained.is_deciding) {
+        (_, true) => format!("this scaler, which has watched it for {:.0} s", explained.watched_seconds),
+        (Some(holder), false) => format!("{holder}; what follows is what this scaler knows"),
+        (None, false) => "nobody now".into(),
+    };
+    writeln!(out, "  decided by  {decided_by}")?;
     if let Some(known) = &explained.known {
         demand(out, known)?;
     }
@@ -133,18 +128,14 @@ fn demand(out: &mut String, known: &Explained) -> std::fmt::Result {
         "  demand      {:.1}/s; grants are ready for {:.1}/s, replicas for {:.1}/s (burstiness {:.1}, margin {:.2})",
         known.rate, known.ready_for, known.ready_for_cold, known.burstiness, known.margin
     )?;
-    match &known.request {
-        Some(request) => writeln!(
-            out,
-            "  a request   {:.1} ms of GPU time (± {:.0} %), {:.1} ms beside it",
-            request.gpu_ms,
-            100.0 * request.uncertainty,
-            request.beside_ms
-        )?,
-        None => {
-            writeln!(out, "  a request   not known before five have finished: the ceiling, if any comes")?
-        }
-    }
+    let request = known.request.map_or_else(
+        || "not known before five have finished: the ceiling, if any comes".into(),
+        |request| {
+            let (gpu, beside, off) = (request.gpu_ms, request.beside_ms, 100.0 * request.uncertainty);
+            format!("{gpu:.1} ms of GPU time (± {off:.0} %), {beside:.1} ms beside it")
+        },
+    );
+    writeln!(out, "  a request   {request}")?;
     known.latency_ms.map_or(Ok(()), |latency| writeln!(out, "  latency     {latency:.0} ms, mean of 2 s"))
 }
 
@@ -169,7 +160,7 @@ fn replicas(out: &mut String, explained: &Explanation) -> std::fmt::Result {
 
 fn plan(out: &mut String, plan: &Candidate) -> std::fmt::Result {
     let mark = if plan.is_chosen { "→" } else { " " };
-    let latency = plan.latency_ms.map_or("no bound".into(), |latency| format!("{latency:.0} ms"));
+    let latency = plan.latency_ms.map_or_else(|| "no bound".into(), |latency| format!("{latency:.0} ms"));
     write!(out, "{mark} {} × {:.0} %  {:.2} GPU, {latency}", plan.replicas, plan.quota_percent, plan.gpus)?;
     match &plan.refused {
         Some(refused) => writeln!(out, "; no: {refused}"),

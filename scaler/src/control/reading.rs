@@ -142,15 +142,14 @@ mod tests {
     use super::*;
 
     fn text(buckets: &[(&str, u64)], sum: f64) -> String {
-        let mut text = "http_requests_in_flight 0\ngpufn_function_quota_ceiling_ratio 0.8\n".to_string();
-        for (le, count) in buckets {
-            text += &format!(
-                "http_request_duration_seconds_bucket{{code=\"200\",method=\"post\",le=\"{le}\"}} {count}\n"
-            );
-            text += &format!(
-                "http_request_duration_seconds_bucket{{code=\"500\",method=\"post\",le=\"{le}\"}} 9\n"
-            );
-        }
+        let series = |code: u32, le: &str, count: u64| {
+            format!(
+                "http_request_duration_seconds_bucket{{code=\"{code}\",method=\"post\",le=\"{le}\"}} {count}\n"
+            )
+        };
+        let both = |&(le, count): &(&str, u64)| series(200, le, count) + &series(500, le, 9);
+        let text = "http_requests_in_flight 0\ngpufn_function_quota_ceiling_ratio 0.8\n".to_string()
+            + &buckets.iter().map(both).collect::<String>();
         text + &format!("http_request_duration_seconds_sum{{code=\"200\",method=\"post\"}} {sum}\n")
     }
 

@@ -38,11 +38,11 @@ impl Count {
         while self.needed.pop_front_if(|&mut (at, _)| now.since(at) > hold).is_some() {}
         while self.needed.pop_back_if(|&mut (_, fewer)| fewer <= needed).is_some() {}
         self.needed.push_back((now, needed));
-        let held = self.needed.front().map_or(needed, |&(_, most)| most);
+        let most = self.needed.front().map_or(needed, |&(_, most)| most);
         // The last one costs a request a cold start, so that it stays for longer.
         let may_empty = self.idle.is_some_and(|since| now.since(since) >= tuning.keep_last);
         let least = bounds.min.max(u32::from(!may_empty && wanted > 0));
-        let number = held.max(least).min(bounds.max).max(bounds.min);
+        let number = most.max(least).min(bounds.max).max(bounds.min);
         (number != wanted).then_some(number)
     }
 }

@@ -286,11 +286,11 @@ impl Board {
     }
 
     /// A profile is there, or has changed.
-    pub(super) fn put_model(&self, name: FunctionName, model: Model) {
+    pub(super) fn put_model(&self, name: FunctionName, model: &Model) {
         let namespace = name.namespace.clone();
         let before = write(&self.models).insert(name, model.clone());
         // Most changes are of the status, which is our own.
-        if before.as_ref() != Some(&model) {
+        if before.as_ref() != Some(model) {
             self.read_wishes(&namespace);
         }
     }
@@ -306,7 +306,9 @@ impl Board {
         let before = std::mem::replace(&mut *write(&self.models), models);
         let namespaces: HashSet<_> =
             before.keys().chain(read(&self.models).keys()).map(|name| name.namespace.clone()).collect();
-        namespaces.iter().for_each(|namespace| self.read_wishes(namespace));
+        for namespace in &namespaces {
+            self.read_wishes(namespace);
+        }
     }
 
     /// All profiles.
@@ -389,7 +391,9 @@ impl Board {
         for (target, owner) in read(&self.owners).values().flat_map(HashMap::values) {
             all.entry(target.clone()).or_default().push(owner.clone());
         }
-        all.values_mut().for_each(|owners| owners.sort());
+        for owners in all.values_mut() {
+            owners.sort();
+        }
         all
     }
 
@@ -449,7 +453,7 @@ impl Board {
     /// where numbers of replicas are looked at.
     pub(super) fn stage(&self, wall: i128, with_counts: bool) -> Stage {
         let (owners, starts, now) = (self.owners(), self.starts(), self.clock.now());
-        let mut stage = Stage::default();
+        let mut work = Stage::default();
         let mut places = HashMap::new();
         for entry in self.entries() {
             let state = entry.lock();
@@ -457,7 +461,7 @@ impl Board {
             let cold_start = starts.get(&entry.name).copied().unwrap_or(self.settings.cold_start);
             let left = state.left(wish, owners.get(&entry.name).map(Vec::as_slice).unwrap_or_default());
             if with_counts && left.replicas.is_ok() && state.check(&entry, &self.settings, now).is_ok() {
-                stage.counted.push(Counted {
+                work.counted.push(Counted {
                     name: entry.name.clone(),
                     bounds: wish.replicas,
                     wanted: state.deployment.wanted,
@@ -465,9 +469,9 @@ impl Board {
                     need: state.need(&entry.name.own_terms(), &self.settings, now),
                 });
             }
-            places.insert(entry.name.clone(), stage.seen.len());
-            stage.roster.insert(entry.name.to_string(), Vec::new());
-            stage.seen.push(Seen {
+            places.insert(entry.name.clone(), work.seen.len());
+            work.roster.insert(entry.name.to_string(), Vec::new());
+            work.seen.push(Seen {
                 name: entry.name.to_string(),
                 wish: wish.clone(),
                 replicas: Vec::new(),
@@ -477,15 +481,15 @@ impl Board {
             });
         }
         for (name, pod) in read(&self.pods).iter() {
-            let Some(seen) = places.get(&pod.function).and_then(|&place| stage.seen.get_mut(place)) else {
+            let Some(seen) = places.get(&pod.function).and_then(|&place| work.seen.get_mut(place)) else {
                 continue;
             };
             seen.replicas.push(pod.seen(&name.name, wall));
-            if let Some((address, replicas)) = pod.ready_at.zip(stage.roster.get_mut(&seen.name)) {
+            if let Some((address, replicas)) = pod.ready_at.zip(work.roster.get_mut(&seen.name)) {
                 replicas.push(Replica { name: name.name.clone(), address });
             }
         }
-        stage
+        work
     }
 
     /// All functions, each with its replicas that can be read now.
@@ -531,7 +535,7 @@ impl Board {
             Some((entry.name.clone(), wish.share.ceiling))
         };
         let ceilings = self.entries().iter().filter_map(ceiling).collect();
-        fleet::reaches(read(&self.pods).values(), &ceilings)
+        fleet::reaches(&read(&self.pods).values(), &ceilings)
     }
 
     /// How long the replicas of each function took to start: the middle one.

@@ -44,7 +44,7 @@ enum Command {
     Serve(Box<Serve>),
     /// Run the admission webhook, which gives pods that opt in their units.
     Webhook(Box<Webhook>),
-    /// Print the definition of the kind GPUFunctionProfile for the API server.
+    /// Print the definition of our kind of objects, profiles of functions, for the API server.
     Crd,
     /// Print the completion script for a shell.
     Completion {

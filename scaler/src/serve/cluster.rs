@@ -145,7 +145,7 @@ impl Cluster {
             match up.says(event) {
                 Some(Event::Apply(profile)) => {
                     if let Some((name, model)) = read(&profile) {
-                        board.put_model(name, model);
+                        board.put_model(name, &model);
                     }
                 }
                 Some(Event::InitApply(profile)) => listed.extend(read(&profile)),

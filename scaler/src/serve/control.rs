@@ -87,7 +87,7 @@ pub(super) struct Control {
 #[derive(Default)]
 struct Counts {
     looked: Option<Nanos>,
-    counts: HashMap<FunctionName, Count>,
+    each: HashMap<FunctionName, Count>,
     told: HashMap<String, String>,
 }
 
@@ -95,7 +95,7 @@ impl Counts {
     /// Numbers of replicas to be written.
     fn look(&mut self, now: Nanos, stage: &Stage) -> Vec<Write> {
         self.looked = Some(now);
-        let mut before = std::mem::take(&mut self.counts);
+        let mut before = std::mem::take(&mut self.each);
         let mut writes = Vec::new();
         for one in &stage.counted {
             let mut count = before.remove(&one.name).unwrap_or_default();
@@ -103,7 +103,7 @@ impl Counts {
                 let (function, reason) = (one.name.clone(), one.need.reason.clone());
                 writes.push(Write::Replicas { function, from: one.wanted, to, reason });
             }
-            self.counts.insert(one.name.clone(), count);
+            self.each.insert(one.name.clone(), count);
         }
         writes
     }

@@ -221,7 +221,7 @@ impl Pod {
 /// The quota that the replicas of each function can have on average, where its ceiling is known: up to that, as far as others
 /// in their rows leave room. Where a node's agent gave less than was asked for, it gives less of the ceiling too.
 pub(super) fn reaches<'a>(
-    pods: impl Iterator<Item = &'a Pod> + Clone,
+    pods: &(impl Iterator<Item = &'a Pod> + Clone),
     ceilings: &HashMap<FunctionName, Quota>,
 ) -> HashMap<FunctionName, Quota> {
     let bound = || pods.clone().filter_map(|pod| Some((pod, pod.place.as_ref()?, pod.grant?)));
@@ -232,7 +232,7 @@ pub(super) fn reaches<'a>(
     let mut sums: HashMap<&FunctionName, (f64, f64)> = HashMap::new();
     for (pod, place, grant) in bound().filter(|(pod, ..)| pod.ready_at.is_some()) {
         let Some(ceiling) = ceilings.get(&pod.function) else { continue };
-        let asked = pod.asked.map_or(grant.fraction(), |asked| f64::from(asked) / 100.0);
+        let asked = pod.asked.map_or_else(|| grant.fraction(), |asked| f64::from(asked) / 100.0);
         let given = if asked > 0.0 { (grant.fraction() / asked).min(1.0) } else { 1.0 };
         let others = rows.get(place).map_or(0, |row| row - grant.ppm());
         let room = Quota::WHOLE.ppm().saturating_sub(others);
@@ -371,7 +371,7 @@ mod tests {
         let percent = |percent: u8| Quota::from_percent(percent).unwrap();
         let name = FunctionName { namespace: "fn".into(), name: "resnet".into() };
         let ceilings = HashMap::from([(name.clone(), percent(80))]);
-        let reach = |pods: &[Pod]| reaches(pods.iter(), &ceilings)[&name];
+        let reach = |pods: &[Pod]| reaches(&pods.iter(), &ceilings)[&name];
         assert_eq!(reach(&[bound(20, "20", "GPU-1")]), percent(80));
         assert_eq!(
             reach(&[bound(20, "20", "GPU-1"), bound(60, "60", "GPU-1")]),
@@ -383,7 +383,7 @@ mod tests {
             percent(40),
             "used in turns, half of the SMs is half of the time"
         );
-        assert_eq!(reaches([bound(20, "20", "GPU-1")].iter(), &HashMap::new()), HashMap::new());
+        assert_eq!(reaches(&[bound(20, "20", "GPU-1")].iter(), &HashMap::new()), HashMap::new());
     }
 
     #[test]

@@ -114,11 +114,11 @@ impl Candidate {
                 () = stop.cancelled() => break,
             }
         }
-        let was_ours = leadership.is_ours();
         election.resign();
         leadership.note(&election);
         metrics.leads(false);
-        if was_ours && tokio::time::timeout(FAREWELL, self.give_back(&leases)).await.is_err() {
+        // It may be ours without our having heard of it yet.
+        if tokio::time::timeout(FAREWELL, self.give_back(&leases)).await.is_err() {
             tracing::debug!(
                 "the Lease could not be given back in time; another one takes it when it has run out"
             );

@@ -179,7 +179,8 @@ pub(super) async fn run(
         }
     };
     if let Some(standing) = standing {
-        // It gives the Lease back.
+        // It gives the Lease back, also where an error ended all else.
+        stop.cancel();
         let _ = standing.await;
     }
     tasks.shutdown().await;

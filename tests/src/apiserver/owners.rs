@@ -74,8 +74,8 @@ impl ApiServer {
 
 impl Shared {
     fn put_object(&self, content: &mut Content, plural: &str, object: Value) {
-        let of = |content: &mut Content| content.owners.entry(plural.into()).or_default();
-        workloads::put(content, self.owner_changes(plural), of, object);
+        let changes = self.owner_changes(plural);
+        workloads::put(content, changes, |content| content.owners.entry(plural.into()).or_default(), object);
     }
 
     fn owner_changes(&self, plural: &str) -> &super::Changes {

@@ -21,6 +21,8 @@ struct Play {
     seen: Seen,
     grant: Quota,
     ceiling: Quota,
+    /// What the node's agent gives of what is asked for.
+    given: f64,
     answered: f64,
     rate: f64,
     in_flight: u32,
@@ -69,6 +71,7 @@ impl Play {
             seen,
             grant: quota(20),
             ceiling: quota(80),
+            given: 1.0,
             answered: 0.0,
             rate: 4.0,
             in_flight: 0,
@@ -101,7 +104,7 @@ impl Play {
         let changes = self.controller.decide(self.now, std::slice::from_ref(&self.seen), &readings);
         for change in changes.iter().filter(|_| obeyed) {
             self.seen.replicas[0].asked = Some(change.percent);
-            self.grant = quota(change.percent);
+            self.grant = Quota::saturating_from_fraction(self.given * f64::from(change.percent) / 100.0);
         }
         changes
     }
@@ -173,12 +176,13 @@ fn what_is_held_still_stays_in_that_direction() {
 fn where_a_gpu_is_used_in_turns_the_annotation_still_speaks_of_the_sms_that_were_asked_for() {
     let mut play = Play::new(50);
     // The node's agent gives half of the time for half of the SMs.
-    (play.grant, play.ceiling) = (quota(10), quota(40));
+    (play.grant, play.ceiling, play.given) = (quota(10), quota(40), 0.5);
     play.run(KNOWN);
     play.in_flight = 60;
-    let raised = play.tick(false);
+    let raised = play.tick(true);
     assert_eq!(raised[0].percent, 80, "40 % of the time is 80 % on half of the SMs: {raised:?}");
-    assert!(raised[0].from == quota(10));
+    assert!(raised[0].from < quota(40) && play.grant == quota(40), "{raised:?}");
+    assert_eq!(play.tick(true), [], "it has what it asked for");
 }
 
 #[test]
@@ -205,6 +209,7 @@ proptest! {
         let mut play = Play::new(sm);
         if in_turns && sm < 100 {
             play.ceiling = super::in_turns(&play.seen.wish.share).ceiling;
+            play.given = f64::from(sm) / 100.0;
         }
         for (rate, in_flight) in load {
             (play.rate, play.in_flight) = (rate, in_flight);
