@@ -15,7 +15,7 @@ const strain = (f) => (isKnown(f.slo_latency_ms) ? f.slo_latency_ms / f.slo_boun
 
 /** Title, what is sorted by, and whether the largest comes first. */
 const COLUMNS = {
-  name: ["Function", (f) => keyOf(f), false],
+  name: ["Function", (f) => f.name, false],
   state: ["State", (f) => ORDER.indexOf(stateOf(f)), false],
   replicas: ["Replicas", (f) => f.replicas.length, true],
   rate: ["Requests/s", (f) => f.rate_rps, true],

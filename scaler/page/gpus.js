@@ -37,6 +37,8 @@ export function showGpus(overview, used, selected, select) {
     }
   }
   byId("legend").hidden = gpus.length === 0;
+  const hasRows = gpus.every((gpu) => gpu.slices.every((slice) => isKnown(slice.replica.row)));
+  say(byId("legend-size"), hasRows ? "height: SM share, width: quota granted" : "width: part of the GPU, SM share × quota granted");
   const none = byId("gpus-none");
   none.hidden = gpus.length > 0;
   say(none, overview.functions.length ? "No replica says which GPU it is on." : "No GPU is in use.");

@@ -60,9 +60,10 @@ export function stateOf(f) {
 /** What tells a function from all others. */
 export const keyOf = (f) => `${f.namespace}/${f.name}`;
 
-/** The middle of the replicas' grants, in percent of the time. */
+/** The mean of the replicas' grants, in percent of the time: of those that are not parked, if any is not. */
 export function grantOf(f) {
-  const grants = f.replicas.map((replica) => replica.grant_percent).filter(isKnown);
+  const known = f.replicas.map((replica) => replica.grant_percent).filter(isKnown);
+  const grants = known.some((grant) => grant > 0) ? known.filter((grant) => grant > 0) : known;
   return grants.length ? grants.reduce((sum, grant) => sum + grant, 0) / grants.length : null;
 }
 

@@ -161,6 +161,7 @@ impl Browser {
         let source = format!("((hurry) => {{{HURRY}}})({hurry})");
         tab.call("Page.addScriptToEvaluateOnNewDocument", json!({"source": source})).await;
         tab.call("Page.navigate", json!({"url": url})).await;
+        tab.until("location.protocol !== 'about:' && document.readyState === 'complete'").await;
         tab
     }
 }

@@ -40,6 +40,7 @@ struct Stage {
 struct Actor {
     place: u32,
     name: String,
+    model: String,
     namespace: String,
     sm: u32,
     ceiling: u32,
@@ -174,9 +175,12 @@ fn gpu_name(index: usize) -> String {
 impl Actor {
     fn new(place: u32, count: u32, gpus: &mut Vec<Vec<(u32, u32)>>) -> Self {
         let at = |list: &[&str], place: u32| list[place as usize % list.len()].to_string();
-        let name = match count {
-            0..=8 => at(&MODELS, place),
-            _ => format!("{}-{}-{}", at(&TEAMS, place), at(&MODELS, place / 5), place / 40),
+        let (name, model) = match count {
+            0..=8 => (at(&MODELS, place), at(&MODELS, place)),
+            _ => {
+                let model = at(&MODELS, place / 5);
+                (format!("{}-{model}-{}", at(&TEAMS, place), place / 40), model)
+            }
         };
         let namespace = if place % 11 == 10 { "staging" } else { "openfaas-fn" };
         let (sm, ceiling) = ([40, 30, 20, 10][place as usize % 4], [60, 80, 50][place as usize % 3]);
@@ -187,7 +191,7 @@ impl Actor {
         };
         let replicas = (0..replicas).map(|_| find_room(gpus, sm, ceiling)).collect();
         let bound = [100.0, 250.0, 60.0, 500.0][place as usize % 4];
-        Self { place, name, namespace: namespace.into(), sm, ceiling, bound, replicas }
+        Self { place, name, model, namespace: namespace.into(), sm, ceiling, bound, replicas }
     }
 
     fn is_parked(&self) -> bool {
@@ -231,11 +235,12 @@ impl Actor {
             (false, true) => "starting",
             (false, false) => "ready",
         };
+        let used: f64 = (0..second).map(|before| f64::from(self.grant(before)) * 0.008).sum();
         let replica = |(index, &(gpu, row)): (usize, &(usize, usize))| {
             json!({
                 "instance": format!("{}-{}", self.name, index + 1), "state": state, "gpu": gpu_name(gpu), "row": row,
                 "sm_percent": self.sm, "floor_percent": 10, "grant_percent": grant, "ceiling_percent": self.ceiling,
-                "used_seconds": f64::from(second) * f64::from(grant) * 0.008 * (0.5 + 0.5 * self.tide(second)),
+                "used_seconds": used,
                 "memory_used_bytes": 700_u64 << 20, "memory_limit_bytes": 1100_u64 << 20, "in_flight": 1,
             })
         };
@@ -244,7 +249,7 @@ impl Actor {
             (self.place % 61 == 60).then_some("no GPU has room for SM share 10 %, quota 10 % and 1.1 GiB");
         let requests = u64::from(second) * 40 * u64::from(runs);
         json!({
-            "name": self.name, "namespace": self.namespace, "model": MODELS[self.place as usize / 5 % 8],
+            "name": self.name, "namespace": self.namespace, "model": self.model,
             "policy": POLICIES[self.place as usize % 4],
             "slo": self.objective(), "slo_bound_ms": self.bound, "slo_latency_ms": latency(1.0),
             "replicas_wanted": replicas.len() + usize::from(problem.is_some()), "rate_rps": rate,
