@@ -42,5 +42,11 @@ function entry(decision) {
     change.append(" ", element("b", {}, `${from}${short(decision.to)}${unit}`));
   }
   const who = element("span", { class: "who", title: decision.instance }, decision.function);
-  return element("li", {}, time, " ", who, " ", change, " ", element("span", { class: "why soft" }, decision.reason));
+  return element("li", {}, time, " ", who, " ", change, " ", element("span", { class: "why soft" }, why(decision)));
+}
+
+/** The reason without the function's name, which stands before it already. */
+function why({ function: name, reason }) {
+  const [first, ...rest] = reason.split(": ");
+  return rest.length && (first === name || first.startsWith(`${name}.`)) ? rest.join(": ") : reason;
 }
