@@ -171,8 +171,9 @@ cluster-down: ## end it
 	$(CARGO) build --locked --package tests --bin cluster
 	target/debug/cluster down
 
-e2e: cluster-build ## the tests on a real Kubernetes; needs root and Go
+e2e: ## the tests on a real Kubernetes, with a real KEDA; needs root and Go
 	$(CARGO) build --locked --workspace
+	target/debug/cluster build --all
 	$(CARGO) test --locked --package tests --test cluster --test e2e --no-run
 	$(CARGO) test --locked --package tests --test cluster -- --include-ignored --test-threads 1
 	target/debug/cluster with -- $(CARGO) test --offline --locked --package tests --test e2e -- --include-ignored --test-threads 1

@@ -18,20 +18,25 @@
 //! kills all that is inside.
 //!
 //! Tests run on the node, so that its API server, its pods and its folders are where they would be on a real one; there
-//! they use [`tenant`], [`gpu_node`] where pods want GPUs, and [`release`] where the agent is to be a pod too.
+//! they use [`tenant`], [`gpu_node`] where pods want GPUs, [`release`] where the agent is to be a pod too, and [`keda`].
 
 pub mod account;
 pub mod certificates;
 pub mod components;
 pub mod control;
+pub mod front_end;
 pub mod gpu_node;
 pub mod host;
 pub mod image;
 pub mod init;
+pub mod installed;
+pub mod keda;
 pub mod mounts;
 pub mod node;
+pub mod objects;
 pub mod release;
 pub mod remains;
+pub mod service;
 pub mod tenant;
 
 use std::path::{Path, PathBuf};

@@ -28,6 +28,8 @@ const TAIL: usize = 20;
 enum Module {
     Kubernetes,
     Containerd,
+    Keda,
+    Knative,
 }
 
 impl Module {
@@ -35,6 +37,8 @@ impl Module {
         let name = match self {
             Self::Kubernetes => "kubernetes",
             Self::Containerd => "containerd",
+            Self::Keda => "keda",
+            Self::Knative => "knative",
         };
         Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster").join(name)
     }
@@ -55,6 +59,9 @@ impl Module {
             Self::Containerd => {
                 arguments.push("-tags=no_btrfs no_zfs no_devmapper no_aufs".into());
             }
+            // Most of it is clients of clouds that no test uses: not to optimise them saves a quarter of the build.
+            Self::Keda => arguments.push("-gcflags=all=-N -l".into()),
+            Self::Knative => {}
         }
         arguments.push(format!("-ldflags={link}"));
         Ok(arguments)
@@ -86,11 +93,17 @@ pub enum Program {
     Bridge,
     /// CNI: gives pods addresses.
     HostLocal,
+    /// KEDA's operator.
+    KedaOperator,
+    /// KEDA's server of metrics for the autoscaler.
+    KedaAdapter,
+    /// The proxy that Knative has before each function.
+    QueueProxy,
 }
 
 impl Program {
-    /// All of them.
-    pub const ALL: [Self; 11] = [
+    /// What a cluster and the device manager are made of.
+    pub const BASIC: [Self; 11] = [
         Self::DeviceManager,
         Self::ExamplePlugin,
         Self::Kubernetes,
@@ -103,10 +116,14 @@ impl Program {
         Self::Bridge,
         Self::HostLocal,
     ];
+    /// What some tests run on a cluster besides.
+    pub const FURTHER: [Self; 3] = [Self::KedaOperator, Self::KedaAdapter, Self::QueueProxy];
 
     fn module(self) -> Module {
         match self {
             Self::DeviceManager | Self::ExamplePlugin | Self::Kubernetes | Self::Pause => Module::Kubernetes,
+            Self::KedaOperator | Self::KedaAdapter => Module::Keda,
+            Self::QueueProxy => Module::Knative,
             _ => Module::Containerd,
         }
     }
@@ -124,6 +141,9 @@ impl Program {
             Self::RuncUnfiltered => "./cmd/runc-unfiltered",
             Self::Bridge => "github.com/containernetworking/plugins/plugins/main/bridge",
             Self::HostLocal => "github.com/containernetworking/plugins/plugins/ipam/host-local",
+            Self::KedaOperator => "github.com/kedacore/keda/v2/cmd/operator",
+            Self::KedaAdapter => "github.com/kedacore/keda/v2/cmd/adapter",
+            Self::QueueProxy => "knative.dev/serving/cmd/queue",
         }
     }
 
@@ -153,6 +173,16 @@ pub fn built(program: Program) -> Result<PathBuf> {
         fs::rename(&unfinished, &path).with_context(|| path.display().to_string())?;
     }
     Ok(path)
+}
+
+/// The folder of KEDA's own files, of the version that is built. It is downloaded if it is not there.
+pub fn keda_files() -> Result<PathBuf> {
+    let mut go = Command::new("go");
+    go.args(["mod", "download", "-json", "github.com/kedacore/keda/v2"]).current_dir(Module::Keda.folder());
+    let output = go.output().context("go")?;
+    ensure!(output.status.success(), "go mod download: {}", String::from_utf8_lossy(&output.stderr).trim());
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).context("go mod download")?;
+    Ok(said["Dir"].as_str().context("go mod download tells no folder")?.into())
 }
 
 fn build(program: Program, arguments: &[String], out: &Path) -> Result<()> {

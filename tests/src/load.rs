@@ -1,6 +1,7 @@
 //! Open-loop load: requests start at their times whether or not earlier ones ended, and a latency counts from the
 //! scheduled time, so a stalled server can't hide its stall.
 
+use std::future::Future;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -56,6 +57,21 @@ impl Shot {
     }
 }
 
+/// What load is sent to.
+pub trait Target: Clone + Send + Sync + 'static {
+    /// Invokes a function; the status of the answer, once all of it is there.
+    fn invoke(&self, function: &str) -> impl Future<Output = reqwest::Result<u16>> + Send;
+}
+
+impl Target for Gateway {
+    async fn invoke(&self, function: &str) -> reqwest::Result<u16> {
+        let answer = self.send(function, "").await?;
+        let status = answer.status().as_u16();
+        answer.bytes().await?;
+        Ok(status)
+    }
+}
+
 /// Load that runs until it is stopped.
 #[derive(Debug)]
 pub struct Load {
@@ -65,11 +81,15 @@ pub struct Load {
 
 impl Load {
     /// Starts sending; each request has `deadline` to end.
-    pub fn start(gateway: &Gateway, streams: impl IntoIterator<Item = Stream>, deadline: Duration) -> Self {
+    pub fn start(
+        target: &impl Target,
+        streams: impl IntoIterator<Item = Stream>,
+        deadline: Duration,
+    ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         for stream in streams {
-            tasks.spawn(send_all(gateway.clone(), stream, deadline, stopped.clone()));
+            tasks.spawn(send_all(target.clone(), stream, deadline, stopped.clone()));
         }
         Self { stop, streams: tasks }
     }
@@ -85,7 +105,7 @@ impl Load {
 }
 
 async fn send_all(
-    gateway: Gateway,
+    target: impl Target,
     stream: Stream,
     deadline: Duration,
     mut stopped: watch::Receiver<bool>,
@@ -98,19 +118,13 @@ async fn send_all(
             () = sleep_until(at) => {}
             _ = stopped.wait_for(|&stop| stop) => break,
         }
-        shots.spawn(send(gateway.clone(), stream.function.clone(), at, deadline));
+        shots.spawn(send(target.clone(), stream.function.clone(), at, deadline));
     }
     shots.join_all().await
 }
 
-async fn send(gateway: Gateway, function: String, at: Instant, deadline: Duration) -> Shot {
-    let answer = async {
-        let answer = gateway.send(&function, "").await?;
-        let status = answer.status().as_u16();
-        answer.bytes().await?;
-        Ok::<_, reqwest::Error>(status)
-    };
-    let outcome = match timeout(deadline, answer).await {
+async fn send(target: impl Target, function: String, at: Instant, deadline: Duration) -> Shot {
+    let outcome = match timeout(deadline, target.invoke(&function)).await {
         Ok(Ok(status)) => Outcome::Status(status),
         Ok(Err(error)) => Outcome::Broken(format!("{error:?}")),
         Err(_) => Outcome::Hung,

@@ -38,12 +38,17 @@ pub struct Scaler {
 impl Scaler {
     /// One that follows `cluster`, reads often, and listens where it likes.
     pub fn builder(cluster: &ApiServer) -> Builder {
-        let folder = tempfile::tempdir().expect("a folder can be made");
-        cluster.write_kubeconfig(&folder.path().join("kubeconfig"));
-        Builder { folder, arguments: Vec::new() }
-            .with("--listen", "127.0.0.1:0")
-            .with("--http", "127.0.0.1:0")
-            .with("--period", "20ms")
+        let builder = Builder::new();
+        cluster.write_kubeconfig(&builder.path("kubeconfig"));
+        builder.with("--period", "20ms")
+    }
+
+    /// One that follows the cluster of this kubeconfig, and listens where it likes.
+    pub fn of_cluster(kubeconfig: &Path) -> Builder {
+        let builder = Builder::new();
+        let copied = std::fs::copy(kubeconfig, builder.path("kubeconfig"));
+        copied.unwrap_or_else(|error| panic!("{}: {error}", kubeconfig.display()));
+        builder
     }
 
     /// Its process number.
@@ -121,6 +126,12 @@ impl Drop for Scaler {
 }
 
 impl Builder {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let builder = Self { folder, arguments: Vec::new() };
+        builder.with("--listen", "127.0.0.1:0").with("--http", "127.0.0.1:0")
+    }
+
     /// An option with its value; of two, the later one counts.
     #[must_use]
     pub fn with(mut self, option: &str, value: &(impl ToString + ?Sized)) -> Self {

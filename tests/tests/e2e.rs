@@ -9,10 +9,14 @@ mod claims;
 mod gpu_faults;
 #[path = "e2e/gpus.rs"]
 mod gpus;
+#[path = "e2e/keda.rs"]
+mod keda;
 #[path = "e2e/node.rs"]
 mod node;
 #[path = "e2e/release.rs"]
 mod release;
+#[path = "e2e/scaler_release.rs"]
+mod scaler_release;
 #[path = "e2e/vertical.rs"]
 mod vertical;
 #[path = "e2e/webhook.rs"]

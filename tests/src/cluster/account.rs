@@ -8,7 +8,7 @@ use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::PostParams;
-use kube::{Api, Resource};
+use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -29,8 +29,13 @@ pub async fn create(tenant: &Tenant, name: &str, rules: &[Value], kubeconfig: &P
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
         "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
     });
-    put(&Api::<ClusterRoleBinding>::all(client), binding).await;
+    put(&Api::<ClusterRoleBinding>::all(client.clone()), binding).await;
+    write_kubeconfig(&client, namespace, name, kubeconfig).await;
+}
 
+/// Writes the kubeconfig of an account that there is.
+pub async fn write_kubeconfig(client: &Client, namespace: &str, name: &str, kubeconfig: &Path) {
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), namespace);
     let asked = TokenRequest::default();
     let answered = accounts.create_token_request(name, &PostParams::default(), &asked).await;
     let token = answered.unwrap_or_else(|error| panic!("a token for {name}: {error}"));

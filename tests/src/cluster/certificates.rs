@@ -41,14 +41,7 @@ const CALLERS: [Identity; 2] = [
 /// Writes all certificates, keys and kubeconfigs into `folder`. They are valid until 4096 and for this cluster only.
 pub fn write(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "gpufn test cluster");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-    let authority = params.self_signed(&key)?.pem();
-    save(folder, "ca", &authority, &key)?;
-    let issuer = Issuer::new(params, key);
+    let (issuer, authority) = write_authority(folder, "gpufn test cluster")?;
 
     let names =
         ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", NODE, API_ADDRESS];
@@ -77,6 +70,16 @@ pub fn write(folder: &Path) -> Result<()> {
     save(folder, "service-account", &tokens.public_key_pem(), &tokens)
 }
 
+/// Writes an authority, `ca.crt`, and a certificate with its key, `tls.crt` and `tls.key`, by which a server and its clients know
+/// each other: in the names that a Secret has. `names` are the server's.
+pub fn write_pair(folder: &Path, names: &[&str]) -> Result<()> {
+    let (issuer, _) = write_authority(folder, names.first().copied().unwrap_or_default())?;
+    let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    sign(folder, "tls", &params, &issuer).map(drop)
+}
+
 /// The kubeconfig of a client in the folder.
 pub fn kubeconfig_path(folder: &Path, client: &str) -> PathBuf {
     folder.join(client).with_extension("kubeconfig")
@@ -87,6 +90,18 @@ pub fn kubeconfig_with_token(folder: &Path, user: &str, token: &str) -> Result<V
     let path = folder.join("ca.crt");
     let authority = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     Ok(kubeconfig(user, &authority, &json!({"token": token})))
+}
+
+/// Writes `ca.crt` and `ca.key`; the certificate, PEM, beside who signs.
+fn write_authority(folder: &Path, name: &str) -> Result<(Issuer<'static, KeyPair>, String)> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    let authority = params.self_signed(&key)?.pem();
+    save(folder, "ca", &authority, &key)?;
+    Ok((Issuer::new(params, key), authority))
 }
 
 fn sign(

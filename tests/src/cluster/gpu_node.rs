@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use gpu_share::names::{RESOURCE, label};
 use gpu_share::protocol::BindingStatus;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
@@ -260,6 +261,13 @@ impl GpuPod {
         self.resources(json!({"limits": {RESOURCE: units.to_string()}}))
     }
 
+    /// With another variable of its watchdog and its function.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+
     /// With these resources of its container.
     #[must_use]
     pub fn resources(mut self, resources: Value) -> Self {
@@ -289,7 +297,7 @@ impl GpuPod {
     }
 
     /// A container of the function, whose watchdog listens on `port`.
-    fn container(&self, port: u32, resources: &Value) -> Value {
+    fn container(&self, port: i32, resources: &Value) -> Value {
         let variable = |(name, value): (&str, &str)| json!({"name": name, "value": value});
         let own = self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let (serves, counts) = (port.to_string(), (port + 1).to_string());
@@ -299,6 +307,21 @@ impl GpuPod {
             "resources": resources,
             "readinessProbe": {"httpGet": {"path": self.ready, "port": port}, "periodSeconds": 1},
         })
+    }
+
+    /// A Deployment of such pods, by the same name.
+    pub fn deployment(&self, replicas: u32) -> Deployment {
+        let mut template = serde_json::to_value(self.pod()).expect("a pod is JSON");
+        let selected = json!({"app": self.name});
+        template["metadata"]["labels"]["app"] = selected["app"].clone();
+        template["spec"]["restartPolicy"] = json!("Always");
+        // Requests that it has are answered before it ends.
+        template["spec"]["terminationGracePeriodSeconds"] = json!(DRAIN);
+        let deployment = json!({
+            "metadata": {"name": self.name},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": selected}, "template": template},
+        });
+        serde_json::from_value(deployment).unwrap_or_else(|error| panic!("deployment {}: {error}", self.name))
     }
 
     /// As the API server gets it.
@@ -327,9 +350,11 @@ impl GpuPod {
 }
 
 /// Port of a pod's first watchdog.
-const PORT: u32 = 8080;
+pub(super) const PORT: i32 = 8080;
+/// Seconds that a pod of a Deployment has to end.
+const DRAIN: u32 = 20;
 /// Ports that a watchdog has, the one after its own for metrics: containers of a pod have the same address.
-const PORTS: u32 = 2;
+const PORTS: i32 = 2;
 
 /// The audit client and an inference function behind the watchdog, and nothing of the hook or of a driver. The node gets it
 /// once.

@@ -11,12 +11,11 @@ use anyhow::Result;
 use gpu_share::names::state;
 use serde_json::{Value, json};
 
-use super::components::kubeconfig;
 use super::gpu_node::{self, CDI, GPU_KIND, driver_folder};
 use super::image::Image;
+use super::installed::{Installed, merge};
 use super::tenant::{self, Tenant};
 use crate::control::Control;
-use crate::helm::{Helm, chart};
 use crate::node::{library_folder, says_ready};
 use crate::plugin::Place;
 use crate::process::Process;
@@ -30,10 +29,10 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// An installed release. It is uninstalled with this.
 #[derive(Debug)]
 pub struct Release {
+    // In the order in which they end.
+    chart: Installed,
     /// The namespace of the release and of the pods.
     pub tenant: Tenant,
-    values: Value,
-    // In the order in which they end.
     _gpu: Process,
     place: Place,
     _turn: Turn,
@@ -57,8 +56,9 @@ impl Release {
 
         let mut all = own_values(&place);
         merge(&mut all, values);
-        let release = Self { tenant, values: all, _gpu: gpu, place, _turn: turn };
-        release.put("install").unwrap_or_else(|error| panic!("{error:#}"));
+        let installed = Installed::new(NAME, tenant.namespace(), all, place.path("values.json"));
+        let chart = installed.unwrap_or_else(|error| panic!("{error:#}"));
+        let release = Self { chart, tenant, _gpu: gpu, place, _turn: turn };
         until("the agent's answer", PATIENCE, async || release.control().status().await.ok()).await;
         let socket = release.place.path("simgpu.sock");
         gpu_node::write_gpus(&release.control(), &socket, &release.place.path("sim")).await;
@@ -67,8 +67,7 @@ impl Release {
 
     /// Installs the same chart with further values in its place.
     pub fn upgrade(&mut self, values: &Value) {
-        merge(&mut self.values, values);
-        self.put("upgrade").unwrap_or_else(|error| panic!("{error:#}"));
+        self.chart.upgrade(values).unwrap_or_else(|error| panic!("{error:#}"));
     }
 
     /// Runs the chart's own test.
@@ -76,7 +75,7 @@ impl Release {
     /// # Errors
     /// What Helm says if it fails.
     pub fn test(&self) -> Result<String> {
-        self.helm(&["test", NAME, "--timeout", "60s"])
+        self.chart.test()
     }
 
     /// Uninstalls it, once.
@@ -84,7 +83,7 @@ impl Release {
     /// # Errors
     /// What Helm says if it is not there.
     pub fn uninstall(&self) -> Result<String> {
-        self.helm(&["uninstall", NAME, "--wait"])
+        self.chart.uninstall()
     }
 
     /// The agent's control API.
@@ -108,29 +107,6 @@ impl Release {
     fn state(&self) -> PathBuf {
         self.place.path("node")
     }
-
-    /// Gives the chart to Helm, with the release's values, and waits until what came of it is ready.
-    fn put(&self, action: &str) -> Result<String> {
-        let values = self.place.path("values.json");
-        std::fs::write(&values, self.values.to_string())?;
-        let (values, chart) = (values.display().to_string(), chart(NAME).display().to_string());
-        self.helm(&[action, NAME, &chart, "--values", &values, "--wait=watcher", "--timeout", "60s"])
-    }
-
-    /// Runs Helm on the tenant's namespace.
-    fn helm(&self, arguments: &[&str]) -> Result<String> {
-        let config = kubeconfig("admin");
-        let to = ["--namespace", self.tenant.namespace(), "--kubeconfig", &config];
-        Helm::installed().run(&[arguments, &to].concat())
-    }
-}
-
-impl Drop for Release {
-    /// What a release has outside its namespace does not end with that.
-    fn drop(&mut self) {
-        // A test may have done it already.
-        drop(self.uninstall());
-    }
 }
 
 /// Values by which the chart finds what this cluster has instead of NVIDIA's.
@@ -153,17 +129,6 @@ fn own_values(place: &Place) -> Value {
         "sharing": "mps",
         "grace": "1s",
     })
-}
-
-fn merge(values: &mut Value, further: &Value) {
-    match (values, further) {
-        (Value::Object(values), Value::Object(further)) => {
-            for (name, value) in further {
-                merge(values.entry(name).or_insert(Value::Null), value);
-            }
-        }
-        (values, further) => *values = further.clone(),
-    }
 }
 
 /// What `device-plugin/Dockerfile` puts together.

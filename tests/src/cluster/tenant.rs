@@ -113,11 +113,7 @@ impl Tenant {
 
     /// Waits until a pod is ready.
     pub async fn ready(&self, name: &str) -> Pod {
-        self.until(name, "ready", |pod| {
-            let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-            conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-        })
-        .await
+        self.until(name, "ready", is_ready).await
     }
 
     /// Waits until a pod has done its work, and gives what it printed.
@@ -220,7 +216,7 @@ async fn ask(request: Request) -> Result<()> {
 }
 
 /// Does what must be done also when a test fails. Its own runtime can't any more.
-fn after_all(what: &str, work: impl Future<Output = Result<()>> + Send + 'static) {
+pub(super) fn after_all(what: &str, work: impl Future<Output = Result<()>> + Send + 'static) {
     let work = thread::spawn(move || {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
     });
@@ -248,6 +244,12 @@ pub fn pod(name: &str, image: &Image, container: &Value) -> Pod {
 /// `Pending`, `Running`, `Succeeded` or `Failed`.
 pub fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
+}
+
+/// Whether it takes requests.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// A pod's address, once it has one.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
 use kube::api::{DeleteParams, PostParams};
+use kube::{Api, Client};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::cluster::tenant::Tenant;
@@ -18,15 +18,15 @@ use tests::wait::until;
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A running webhook that the API server of the cluster asks about the pods of one namespace.
-struct Webhook {
+pub(crate) struct Webhook {
     process: Process,
-    tenant: Tenant,
+    client: Client,
+    namespace: String,
     _folder: TempDir,
 }
 
 impl Webhook {
-    async fn start() -> Self {
-        let tenant = Tenant::new().await;
+    pub(crate) async fn start(tenant: &Tenant) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = certificate(folder.path());
         let mut command = Command::new(programs::built("gpufn-scaler"));
@@ -46,7 +46,8 @@ impl Webhook {
             )
         })
         .await;
-        let webhook = Self { process, tenant, _folder: folder };
+        let (client, namespace) = (tenant.client(), tenant.namespace().into());
+        let webhook = Self { process, client, namespace, _folder: folder };
         webhook.configure(&format!("https://{address}/mutate"), &authority).await;
         webhook
     }
@@ -54,18 +55,18 @@ impl Webhook {
     /// As the README says, but for this namespace only, so that other tests' pods don't meet it.
     async fn configure(&self, url: &str, authority: &[u8]) {
         let wanted = json!({
-            "metadata": {"name": self.tenant.namespace()},
+            "metadata": {"name": self.namespace},
             "webhooks": [{
                 "name": "pods.gpufn.dev",
                 "clientConfig": {"url": url, "caBundle": k8s_openapi::ByteString(authority.to_vec())},
                 "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
                 "objectSelector": {"matchLabels": {"gpufn.dev/enabled": "true"}},
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.tenant.namespace()}},
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.namespace}},
                 "failurePolicy": "Fail", "reinvocationPolicy": "IfNeeded", "sideEffects": "None",
                 "timeoutSeconds": 5, "admissionReviewVersions": ["v1"],
             }],
         });
-        let configurations = Api::<MutatingWebhookConfiguration>::all(self.tenant.client());
+        let configurations = Api::<MutatingWebhookConfiguration>::all(self.client.clone());
         let wanted = serde_json::from_value(wanted).unwrap();
         configurations.create(&PostParams::default(), &wanted).await.unwrap();
         // The API server asks a moment after it has been told to.
@@ -91,15 +92,16 @@ impl Webhook {
         for (field, value) in spec.as_object().unwrap() {
             pod["spec"][field] = value.clone();
         }
-        let pods = Api::<Pod>::namespaced(self.tenant.client(), self.tenant.namespace());
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
         let dry = PostParams { dry_run: true, ..PostParams::default() };
         let pod = serde_json::from_value(pod).unwrap();
         pods.create(&dry, &pod).await.map(|pod| serde_json::to_value(pod).unwrap())
     }
 
-    async fn end(self) {
-        let configurations = Api::<MutatingWebhookConfiguration>::all(self.tenant.client());
-        configurations.delete(self.tenant.namespace(), &DeleteParams::default()).await.unwrap();
+    /// Has the API server ask nobody about this namespace any more.
+    pub(crate) async fn end(self) {
+        let configurations = Api::<MutatingWebhookConfiguration>::all(self.client.clone());
+        configurations.delete(&self.namespace, &DeleteParams::default()).await.unwrap();
     }
 }
 
@@ -114,7 +116,8 @@ fn certificate(folder: &Path) -> Vec<u8> {
 #[tokio::test]
 #[ignore = "needs a cluster: make e2e"]
 async fn pods_that_opt_in_are_given_their_units_and_others_never_wait_for_the_webhook() {
-    let mut webhook = Webhook::start().await;
+    let tenant = Tenant::new().await;
+    let mut webhook = Webhook::start(&tenant).await;
     let shared = json!({"gpufn.dev/sm": "50", "gpufn.dev/quota": "40", "gpufn.dev/memory": "3Gi"});
     // Shaped as an OpenFaaS function, and as a Knative service's pod.
     let knative = json!({"containers": [{"name": "user-container", "image": "none"}, {"name": "queue-proxy", "image": "none"}]});

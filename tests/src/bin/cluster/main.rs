@@ -29,7 +29,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Build what a cluster and the device manager are made of, and install Helm, where they are not there yet.
-    Build,
+    Build {
+        /// Also what only some tests run on a cluster: KEDA, and Knative's proxy.
+        #[arg(long)]
+        all: bool,
+    },
     /// Boot a cluster that stays until `down`.
     Up(Folder),
     /// End it.
@@ -91,7 +95,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.action {
-        Action::Build => build(),
+        Action::Build { all } => build(*all),
         Action::Up(Folder { folder }) => block_on(up(folder)),
         Action::Down(Folder { folder }) => down(folder),
         Action::Status(Folder { folder }) => block_on(status(folder)),
@@ -118,9 +122,13 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
-fn build() -> Result<ExitCode> {
-    for program in go::Program::ALL {
+fn build(all: bool) -> Result<ExitCode> {
+    let further = if all { &go::Program::FURTHER[..] } else { &[] };
+    for &program in go::Program::BASIC.iter().chain(further) {
         println!("{}", go::built(program)?.display());
+    }
+    if all {
+        println!("{}", go::keda_files()?.display());
     }
     Helm::installed();
     Ok(ExitCode::SUCCESS)
