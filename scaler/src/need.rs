@@ -27,6 +27,8 @@ const SYNC: Nanos = Nanos::from_secs(15);
 const DRAIN: f64 = 15.0;
 /// Seconds over which requests at hand are averaged where they are all that is known.
 const AVERAGED: f64 = 8.0;
+/// A replica that has just begun has this time to show how long requests take, before those at hand count as load.
+const SETTLE: Nanos = Nanos::from_secs(5);
 /// Part of its time that a replica is planned to be busy where there is no objective to plan by.
 const BUSY: f64 = 0.7;
 /// What is told at least of a function that is needed at all, in replicas.
@@ -51,10 +53,11 @@ pub struct Watched {
     /// Requests at hand, averaged.
     at_hand: f64,
     latest: Interval,
-    /// When it was first and last read, and when it last had a request.
+    /// When it was first and last read, since when it has been read again and again, and when it last had a request.
     since: Nanos,
     read: Nanos,
     is_read: bool,
+    begun: Nanos,
     active: Option<Nanos>,
 }
 
@@ -121,6 +124,7 @@ impl Watched {
             since: now,
             read: now,
             is_read: false,
+            begun: now,
             active: None,
         }
     }
@@ -132,14 +136,20 @@ impl Watched {
             return Ok(());
         }
         let interval = self.meter.advance(reading)?;
+        let passed = reading.at.since(self.read);
+        if !self.is_read || passed > ACTIVE_FOR {
+            // There was no replica to be read.
+            (self.begun, self.at_hand) = (reading.at, 0.0);
+        } else {
+            self.at_hand +=
+                (1.0 - (-passed.secs_f64() / AVERAGED).exp()) * (interval.in_flight - self.at_hand);
+        }
         self.is_read = true;
-        let passed = reading.at.since(self.read).secs_f64();
         self.forecast(reading.at, interval.arrivals, cold_start + SYNC);
         if interval.served > 0 {
             let (used, finished) = (interval.used, interval.served);
             self.service.observe(&Observation { used, finished, undisturbed: None });
         }
-        self.at_hand += (1.0 - (-passed / AVERAGED).exp()) * (interval.in_flight - self.at_hand);
         (self.latest, self.read) = (interval, reading.at);
         if self.is_busy() {
             self.active = Some(reading.at);
@@ -260,10 +270,13 @@ impl Watched {
     }
 
     /// By Little's law: as many requests are at hand as come in the time that one takes, so over what a replica takes at once
-    /// they are the replicas that are busy.
+    /// they are the replicas that are busy. It holds for what is steady. Requests that have waited for a first replica to start are
+    /// not: they say only that one is needed, and that one how long they take.
     fn by_hand(&self, scene: &Scene<'_>, terms: &Terms) -> (f64, Basis, String) {
         let at_once = terms.concurrency.unwrap_or_else(|| scene.wish.map_or(1.0, |wish| wish.batch.into()));
+        let has_begun = scene.present == 0 || scene.is_starting || scene.now.since(self.begun) < SETTLE;
         let most = terms.most.or_else(|| scene.wish.map(|wish| wish.replicas.max)).unwrap_or(MOST);
+        let most = if has_begun { scene.present.clamp(1, most) } else { most };
         // A queue that has just come is there to be seen, and no chance.
         let at_hand = self.at_hand.max(self.latest.waiting) + f64::from(scene.held);
         let bears = |margin: f64| (margin * at_hand / (at_once * BUSY)).clamp(TRACE, most.into());

@@ -191,6 +191,35 @@ fn where_no_time_is_known_it_is_requests_at_hand_over_what_a_replica_takes() {
 }
 
 #[test]
+fn requests_that_have_waited_for_a_first_replica_are_no_need_of_more() {
+    // Nothing is known of how long requests take, and three came while the first replica started.
+    let mut function = Function::new(&[("sm", "50"), ("quota", "20"), ("slo", "p95<1s")]);
+    function.now = Nanos::from_secs(300);
+    let held = Scene { held: 3, ..function.scene(0) };
+    let need = function.watched.need(&held, &terms(&[]));
+    assert_eq!((need.basis, need.equivalents), (Basis::AtHand, 1.0), "{}", need.reason);
+
+    let at_hand = |seconds: u64, in_flight: f64| {
+        let shown = Counters { in_flight, ..Counters::default() };
+        let replicas = BTreeMap::from([("first".into(), shown)]);
+        Reading { at: Nanos::from_secs(seconds), expected: 1, replicas }
+    };
+    for (seconds, in_flight) in [(302, 3.0), (303, 3.0)] {
+        function.watched.observe(&at_hand(seconds, in_flight), Nanos::from_secs(2)).unwrap();
+        function.now = Nanos::from_secs(seconds);
+        let need = function.need(1);
+        assert!(need.equivalents <= 1.0, "at {seconds} s {}: {}", need.equivalents, need.reason);
+    }
+    // They stay: then they are load.
+    for seconds in 304..320 {
+        function.watched.observe(&at_hand(seconds, 3.0), Nanos::from_secs(2)).unwrap();
+    }
+    function.now = Nanos::from_secs(320);
+    let need = function.need(1);
+    assert!(need.equivalents > 3.0, "{}: {}", need.equivalents, need.reason);
+}
+
+#[test]
 fn requests_that_are_held_for_a_first_replica_make_it_active_at_once() {
     let function = Function::new(&SHARED);
     let held = Scene { held: 1, ..function.scene(0) };
