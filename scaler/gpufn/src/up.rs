@@ -45,14 +45,12 @@ mod children;
 mod clock;
 mod control;
 mod decisions;
-mod deployment;
 #[cfg(test)]
 mod fakes;
 mod folder;
 mod function;
 mod gateway;
 mod gpus;
-mod identity;
 mod image;
 pub(crate) mod libraries;
 mod lifecycle;
@@ -189,7 +187,7 @@ async fn up(args: &Args) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let profiles = profiles(&args.profile)?;
     let policy = scaler::policy::by_name(&args.policy, profiles.clone())?;
-    let window = spec::duration(&args.window).filter(|w| (1..=1000).contains(&w.as_millis()));
+    let window = openfaas::checks::duration(&args.window).filter(|w| (1..=1000).contains(&w.as_millis()));
     let window = window.ok_or_else(|| Invalid::new("--window", &args.window, "1ms to 1s"))?;
     let folder = Folder::create(&args.state)?;
     let _lock = folder.lock()?;
@@ -240,7 +238,11 @@ impl Running {
         let address = listener.local_addr()?;
         let queue = Queue::start(platform.clone());
         let asks = password.is_some();
-        let api = Api { platform: platform.clone(), queue, password: password.map(Into::into) };
+        let api = Api {
+            platform: platform.clone(),
+            queue,
+            login: password.map(|password| Arc::new(api::login(password))),
+        };
         let listener = listener.tap_io(|stream| {
             // Small answers must not wait for the acknowledgement of the one before.
             let _ = stream.set_nodelay(true);

@@ -224,7 +224,7 @@ async fn carry_out(
             }
         }
         Action::Scale { function, replicas } => {
-            let (name, namespace) = super::identity::split(&function);
+            let (name, namespace) = openfaas::names::split(&function, openfaas::names::DEFAULT_NAMESPACE);
             // A function that a client has just set to zero stays there until a request comes.
             if let Some(function) =
                 platform.function(namespace, name).filter(|function| function.wanted() > 0)

@@ -31,13 +31,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::api::{self, Api};
+use super::control;
 use super::folder::Folder;
 use super::node::Node;
 use super::platform::{Parts, Platform};
 use super::queue::Queue;
 use super::runtime::{Launch, Launched, Runtime};
 use super::store::Store;
-use super::{control, identity};
 
 /// Longest time that a request is held: longer than anything takes that is waited for, and short enough to wait for.
 const HOLD: Duration = Duration::from_secs(3);
@@ -286,7 +286,11 @@ impl World {
         platform.note_status(Arc::new(platform.node.status().await.unwrap()));
         platform.tasks.spawn(control::run(platform.clone()));
         let queue = Queue::start(platform.clone());
-        let api = Api { platform: platform.clone(), queue, password: password.map(Into::into) };
+        let api = Api {
+            platform: platform.clone(),
+            queue,
+            login: password.map(|password| Arc::new(api::login(password.into()))),
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let service = api::router(api).into_make_service_with_connect_info::<SocketAddr>();
@@ -326,7 +330,7 @@ impl World {
     }
 
     pub(crate) fn function(&self, name: &str) -> Arc<super::function::Function> {
-        let (name, namespace) = identity::split(name);
+        let (name, namespace) = openfaas::names::split(name, openfaas::names::DEFAULT_NAMESPACE);
         self.platform.function(namespace, name).unwrap()
     }
 

@@ -8,12 +8,12 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::accounting::Totals;
-use super::identity::FunctionId;
 use super::logbook::LogBook;
 use super::replica::{Replica, Seat};
 use super::routing::{self, Candidate};
 use super::spec::Spec;
 use super::traffic::Traffic;
+use openfaas::names::FunctionId;
 
 /// Cold starts that the estimate rests on.
 const COLD_STARTS: usize = 20;

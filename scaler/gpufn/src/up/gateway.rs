@@ -4,21 +4,15 @@
 //! Bodies stream both ways. Nothing here waits on a lock.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
 use gpu_share::units::Nanos;
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
-use hyper::body::{Frame, SizeHint};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http::uri::PathAndQuery;
+use http::{Request, Response, StatusCode, header};
+use openfaas::calls::{self, Call, Guard, HttpClient, refuse};
 
 use super::function::Function;
 use super::platform::Platform;
@@ -31,74 +25,12 @@ pub(crate) const HELD_MAX: u32 = 1_024;
 /// What the gateway waits beyond the function's own limit, which the watchdog keeps.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Headers of one connection, not of the message (RFC 9110, 7.6.1).
-const HOP_BY_HOP: [HeaderName; 7] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
-const START_TIME: HeaderName = HeaderName::from_static("x-start-time");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
-
-/// Client to the watchdogs, with connections kept alive.
-pub(crate) type HttpClient = Client<HttpConnector, Body>;
-
-/// A client to the watchdogs.
-pub(crate) fn client() -> HttpClient {
-    let mut connector = HttpConnector::new();
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(Duration::from_secs(2)));
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_secs(20))
-        .pool_max_idle_per_host(128)
-        .build(connector)
-}
-
 /// Whether the watchdog at `address` says that its function is ready.
 pub(crate) async fn is_ready(client: &HttpClient, address: SocketAddr) -> bool {
     let request = Request::get(format!("http://{address}/_/ready")).body(Body::empty());
     let Ok(request) = request else { return false };
     let asked = tokio::time::timeout(Duration::from_secs(1), client.request(request)).await;
     asked.is_ok_and(|answer| answer.is_ok_and(|answer| answer.status() == StatusCode::OK))
-}
-
-/// A call: its id and when it started, as headers carry them.
-#[derive(Clone, Debug)]
-pub(crate) struct Call {
-    pub(crate) id: HeaderValue,
-    started: HeaderValue,
-}
-
-impl Call {
-    /// The call that a request makes: its own id, or a new one.
-    pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let id = headers.get(&CALL_ID).cloned().unwrap_or_else(new_call_id);
-        let since_1970 = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
-        let started = HeaderValue::from(u64::try_from(since_1970).unwrap_or(u64::MAX));
-        Self { id, started }
-    }
-
-    pub(crate) fn mark(&self, headers: &mut HeaderMap) {
-        headers.insert(CALL_ID, self.id.clone());
-        headers.insert(START_TIME, self.started.clone());
-    }
-}
-
-/// A random UUID (RFC 9562, version 4).
-fn new_call_id() -> HeaderValue {
-    let bits = (rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let hex = format!("{bits:032x}");
-    let text = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 /// Sends a request to a replica of `function` as `path`, and answers it, whatever happens.
@@ -119,7 +51,7 @@ pub(crate) async fn invoke(
     };
     visit.status = Some(response.status());
     call.mark(response.headers_mut());
-    response.map(|inner| Body::new(Watched { inner, visit }))
+    calls::guarded(response, visit)
 }
 
 /// A place at a replica, now or as soon as there is one.
@@ -223,13 +155,11 @@ async fn forward(
     let replica = seat.replica.clone();
     visit.sit(seat);
     let label = visit.function.label.clone();
-    let Some(uri) = replica.address.get().and_then(|address| target(*address, path)) else {
-        return refuse(StatusCode::INTERNAL_SERVER_ERROR, &format!("Failed to resolve service: {label}."));
-    };
-    *request.uri_mut() = uri;
-    *request.version_mut() = http::Version::HTTP_11;
     let kind = request.headers().get(header::CONTENT_TYPE).cloned();
-    drop_hop_by_hop(request.headers_mut());
+    let address = replica.address.get();
+    if address.and_then(|address| calls::readdress(&mut request, *address, path)).is_none() {
+        return refuse(StatusCode::INTERNAL_SERVER_ERROR, &format!("Failed to resolve service: {label}."));
+    }
     let answered = tokio::select! {
         answered = platform.client.request(request) => answered,
         () = patience(visit.function.spec().exec_timeout) => {
@@ -240,12 +170,7 @@ async fn forward(
         }
     };
     match answered {
-        Ok(mut response) => {
-            drop_hop_by_hop(response.headers_mut());
-            let plain = || HeaderValue::from_static("text/plain; charset=utf-8");
-            response.headers_mut().entry(header::CONTENT_TYPE).or_insert_with(|| kind.unwrap_or_else(plain));
-            response.map(Body::new)
-        }
+        Ok(response) => calls::pass_on(response, kind),
         Err(error) => {
             tracing::debug!(function = label, instance = %replica.instance, %error, "A replica cannot be reached.");
             refuse(StatusCode::BAD_GATEWAY, &format!("Can't reach service for: {label}."))
@@ -259,45 +184,6 @@ async fn patience(limit: Option<Duration>) {
         Some(limit) => tokio::time::sleep(limit + GRACE).await,
         None => std::future::pending().await,
     }
-}
-
-fn target(address: SocketAddr, path: PathAndQuery) -> Option<Uri> {
-    let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(Scheme::HTTP);
-    parts.authority = Some(Authority::try_from(address.to_string()).ok()?);
-    parts.path_and_query = Some(path);
-    Uri::from_parts(parts).ok()
-}
-
-/// Takes off the headers that concern one connection only, and those that `Connection` names.
-fn drop_hop_by_hop(headers: &mut HeaderMap) {
-    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let named = values.flat_map(|value| value.split(','));
-    let named: Vec<_> = named.filter_map(|name| name.trim().parse::<HeaderName>().ok()).collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in HOP_BY_HOP {
-        headers.remove(name);
-    }
-    headers.remove(KEEP_ALIVE);
-}
-
-/// Adds where a request came from, if nobody did before.
-pub(crate) fn note_origin(headers: &mut HeaderMap, peer: Option<SocketAddr>) {
-    if let Some(host) = headers.get(header::HOST).cloned() {
-        headers.entry(FORWARDED_HOST).or_insert(host);
-    }
-    if let Some(peer) = peer.and_then(|peer| HeaderValue::from_str(&peer.to_string()).ok()) {
-        headers.entry(FORWARDED_FOR).or_insert(peer);
-    }
-}
-
-/// An answer of the gateway's own.
-pub(crate) fn refuse(status: StatusCode, why: &str) -> Response<Body> {
-    let mut response = super::api::plain(status, why);
-    response.headers_mut().insert(INTERNAL, HeaderValue::from_static("proxy"));
-    response
 }
 
 /// A request that waits for a replica.
@@ -350,6 +236,12 @@ impl Visit {
     }
 }
 
+impl Guard for Visit {
+    fn broke_off(&mut self) {
+        self.broken = true;
+    }
+}
+
 impl Drop for Visit {
     fn drop(&mut self) {
         if self.seat.is_some() {
@@ -368,71 +260,5 @@ impl Drop for Visit {
         if !self.function.removed.is_cancelled() {
             self.platform.metrics.finished(&self.function.label, code, latency);
         }
-    }
-}
-
-/// The answer's body, which ends the visit when it ends.
-struct Watched {
-    inner: Body,
-    visit: Visit,
-}
-
-impl hyper::body::Body for Watched {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.inner).poll_frame(context);
-        if let Poll::Ready(Some(Err(_))) = polled {
-            self.visit.broken = true;
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_of_one_connection_stay_behind() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in
-            [("connection", "close, x-own"), ("x-own", "1"), ("te", "trailers"), ("x-other", "2")]
-        {
-            headers.insert(name, HeaderValue::from_static(value));
-        }
-        drop_hop_by_hop(&mut headers);
-        assert_eq!(headers.len(), 1);
-        assert!(headers.contains_key("x-other"));
-    }
-
-    #[test]
-    fn a_new_call_id_is_a_random_uuid() {
-        let id = new_call_id().to_str().unwrap().to_string();
-        assert_eq!((id.len(), id.as_bytes()[14]), (36, b'4'));
-        assert!(b"89ab".contains(&id.as_bytes()[19]));
-        assert_ne!(new_call_id(), new_call_id());
-    }
-
-    #[test]
-    fn who_forwarded_first_is_kept() {
-        let mut headers = HeaderMap::new();
-        headers.insert("host", HeaderValue::from_static("h"));
-        headers.insert("x-forwarded-for", HeaderValue::from_static("first"));
-        note_origin(&mut headers, Some(([127, 0, 0, 1], 9).into()));
-        assert_eq!(headers["x-forwarded-host"], "h");
-        assert_eq!(headers["x-forwarded-for"], "first");
     }
 }

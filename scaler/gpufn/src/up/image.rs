@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use gpu_share::invalid::Invalid;
 
-use super::deployment::Map;
+use openfaas::shapes::Map;
 
 /// How to start a function.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
-use super::deployment::LogMessage;
-use super::identity::FunctionId;
+use openfaas::names::FunctionId;
+use openfaas::shapes::LogMessage;
 
 /// Lines kept in memory.
 const LINES: usize = 5_000;

@@ -18,10 +18,8 @@ use tokio_util::task::TaskTracker;
 
 use super::clock::Clock;
 use super::decisions::Decisions;
-use super::deployment::FunctionDeployment;
 use super::function::Function;
-use super::gateway::HttpClient;
-use super::identity::FunctionId;
+use super::lifecycle;
 use super::logbook::{LogBook, timestamp};
 use super::metrics::Metrics;
 use super::node::Node;
@@ -29,8 +27,10 @@ use super::replica::Replica;
 use super::runtime::Runtime;
 use super::spec::{Spec, Surroundings};
 use super::store::{Kept, Store};
-use super::{gateway, lifecycle};
 use crate::view::DecisionRecord;
+use openfaas::calls::{self, HttpClient};
+use openfaas::names::FunctionId;
+use openfaas::shapes::FunctionDeployment;
 
 /// Why a function is not changed.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +116,7 @@ impl Platform {
             store: parts.store,
             decisions: Decisions::default(),
             metrics: Metrics::new()?,
-            client: gateway::client(),
+            client: calls::client(),
             tasks: parts.tasks,
             shutdown: parts.shutdown,
             functions: RwLock::default(),
@@ -300,5 +300,5 @@ impl Platform {
 
 /// A namespace as a request names it, or the default.
 pub(crate) fn or_default_namespace(namespace: &str) -> &str {
-    if namespace.is_empty() { super::identity::DEFAULT_NAMESPACE } else { namespace }
+    if namespace.is_empty() { openfaas::names::DEFAULT_NAMESPACE } else { namespace }
 }

@@ -13,7 +13,9 @@ use http_body_util::{BodyExt as _, Limited};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::function::Function;
-use super::gateway::{self, Call};
+use openfaas::calls::Call;
+
+use super::gateway;
 use super::platform::Platform;
 
 /// Most calls that wait.

@@ -9,26 +9,11 @@ use gpu_share::names::{annotation, env};
 use gpu_share::units::{Bytes, Nanos};
 use scaler::profile::sheet::check_reachable;
 
-use super::deployment::{FunctionDeployment, Map};
-use super::identity::{self, FunctionId};
+use openfaas::checks;
+use openfaas::names::{self, FunctionId};
+use openfaas::shapes::{FunctionDeployment, Map};
+
 use super::image::{self, Program};
-
-/// Bounds that OpenFaaS sets by label.
-const SCALE_MIN: &str = "com.openfaas.scale.min";
-const SCALE_MAX: &str = "com.openfaas.scale.max";
-const SCALE_ZERO: &str = "com.openfaas.scale.zero";
-const SCALE_ZERO_DURATION: &str = "com.openfaas.scale.zero-duration";
-
-/// Idle time before a function with `com.openfaas.scale.zero` goes to zero, unless it says another.
-const ZERO_DURATION: Duration = Duration::from_mins(15);
-
-/// Kubernetes' bounds: label keys with their prefix, label values, annotations together.
-const LABEL_KEY_MAX: usize = 253 + 1 + 63;
-const LABEL_VALUE_MAX: usize = 63;
-const ANNOTATIONS_MAX: usize = 256 << 10;
-
-/// Longest request, unless `exec_timeout` says otherwise.
-const EXEC_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A checked deployment.
 #[derive(Clone, Debug)]
@@ -71,15 +56,12 @@ impl Spec {
         generation: u64,
     ) -> Result<Self, Invalid> {
         if deployment.namespace.is_empty() {
-            deployment.namespace = identity::DEFAULT_NAMESPACE.into();
+            deployment.namespace = names::DEFAULT_NAMESPACE.into();
         }
-        check_names(&deployment, around)?;
-        check_sizes(&deployment)?;
-        for (field, resources) in [("limits", &deployment.limits), ("requests", &deployment.requests)] {
-            resources.iter().try_for_each(|(key, value)| quantity(&format!("{field}.{key}"), value))?;
-        }
+        checks::deployment(&deployment)?;
+        check_place(&deployment, around)?;
         let program = image::read(&deployment.image, &deployment.env_process)?;
-        let (bounds, zero_after) = label_bounds(&deployment.labels)?;
+        let (bounds, zero_after) = checks::replicas(&deployment.labels)?;
         let mut wish = Wish::read(&deployment.annotations, around.gpu_memory, around.profiles)?;
         wish.iter().try_for_each(|wish| check_objective(wish, around.profiles))?;
         let own = wish.as_ref().filter(|_| deployment.annotations.contains_key(annotation::REPLICAS));
@@ -91,7 +73,8 @@ impl Spec {
         if let Some(wish) = &mut wish {
             wish.replicas = replicas;
         }
-        let exec_timeout = exec_timeout(&deployment, &program)?;
+        let variables = Map::from_iter(program.env.clone().into_iter().chain(deployment.env_vars.clone()));
+        let exec_timeout = checks::exec_timeout(&variables)?;
         Ok(Self {
             id: FunctionId { namespace: deployment.namespace.clone(), name: deployment.service.clone() },
             deployment,
@@ -134,119 +117,21 @@ fn check_objective(wish: &Wish, profiles: &Profiles) -> Result<(), Invalid> {
     check_reachable(annotation::SLO, &slo, profile)
 }
 
-fn check_names(deployment: &FunctionDeployment, around: &Surroundings<'_>) -> Result<(), Invalid> {
-    identity::dns_label("service", &deployment.service)?;
+fn check_place(deployment: &FunctionDeployment, around: &Surroundings<'_>) -> Result<(), Invalid> {
     let namespace = &deployment.namespace;
     if !around.namespaces.contains(namespace) {
         return Err(Invalid::new("namespace", namespace, format!("one of {}", around.namespaces.join(", "))));
     }
-    deployment.env_vars.keys().try_for_each(|name| identity::env_name(name))?;
-    for (name, value) in &deployment.env_vars {
-        if value.contains('\0') {
-            return Err(Invalid::new(format!("envVars.{name}"), "text with a NUL", "text without NUL"));
-        }
-    }
-    if deployment.env_process.contains('\0') {
-        return Err(Invalid::new("envProcess", "text with a NUL", "a command line"));
-    }
-    for secret in &deployment.secrets {
-        let known = identity::secret_name(secret).is_ok() && (around.has_secret)(namespace, secret);
-        if !known {
-            return Err(Invalid::new("secrets", secret, format!("secrets that exist in {namespace}")));
-        }
-    }
-    Ok(())
-}
-
-fn check_sizes(deployment: &FunctionDeployment) -> Result<(), Invalid> {
-    for (key, value) in &deployment.labels {
-        if key.is_empty() || key.len() > LABEL_KEY_MAX {
-            return Err(Invalid::new("label name", key, format!("1 to {LABEL_KEY_MAX} characters")));
-        }
-        if value.len() > LABEL_VALUE_MAX {
-            return Err(Invalid::new(
-                format!("label {key}"),
-                value,
-                format!("at most {LABEL_VALUE_MAX} characters"),
-            ));
-        }
-    }
-    let size: usize = deployment.annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
-    if size > ANNOTATIONS_MAX {
-        return Err(Invalid::new("annotations", size, format!("{ANNOTATIONS_MAX} bytes together")));
-    }
-    Ok(())
+    let missing = deployment.secrets.iter().find(|secret| !(around.has_secret)(namespace, secret));
+    missing.map_or(Ok(()), |secret| {
+        Err(Invalid::new("secrets", secret, format!("secrets that exist in {namespace}")))
+    })
 }
 
 fn fixed_port(deployment: &FunctionDeployment, program: &Program) -> bool {
     ["upstream_url", "http_upstream_url"]
         .iter()
         .any(|name| deployment.env_vars.contains_key(*name) || program.env.contains_key(*name))
-}
-
-fn exec_timeout(deployment: &FunctionDeployment, program: &Program) -> Result<Option<Duration>, Invalid> {
-    let Some(text) = deployment.env_vars.get("exec_timeout").or_else(|| program.env.get("exec_timeout"))
-    else {
-        return Ok(Some(EXEC_TIMEOUT));
-    };
-    let parsed = duration(text).ok_or_else(|| {
-        Invalid::new("envVars.exec_timeout", text, "seconds, or a duration such as 500ms, 30s or 2m")
-    })?;
-    Ok(Some(parsed).filter(|timeout| !timeout.is_zero()))
-}
-
-fn label_bounds(labels: &Map) -> Result<(Replicas, Option<Duration>), Invalid> {
-    let count = |key: &str| {
-        let Some(text) = labels.get(key) else { return Ok(None) };
-        let number = text.parse().ok().filter(|number| (0..=1000).contains(number));
-        number.map(Some).ok_or_else(|| Invalid::new(key, text, "a whole number from 0 to 1000"))
-    };
-    let default = Replicas::default();
-    let zero = labels.get(SCALE_ZERO).is_some_and(|text| text == "true");
-    let min: u32 = count(SCALE_MIN)?.unwrap_or(default.min);
-    let max = count(SCALE_MAX)?.unwrap_or_else(|| default.max.max(min));
-    if max < min.max(1) {
-        return Err(Invalid::new(SCALE_MAX, max, format!("{} ({SCALE_MIN}) or more", min.max(1))));
-    }
-    let after = labels.get(SCALE_ZERO_DURATION).map(|text| {
-        duration(text).ok_or_else(|| Invalid::new(SCALE_ZERO_DURATION, text, "a duration such as 30s or 15m"))
-    });
-    let after = after.transpose()?.unwrap_or(ZERO_DURATION);
-    let min = if zero { 0 } else { min };
-    Ok((Replicas { min, max }, zero.then_some(after)))
-}
-
-/// Seconds as a whole number, or a duration of Go: numbers with units, one after the other.
-pub(crate) fn duration(text: &str) -> Option<Duration> {
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let (mut rest, mut seconds) = (text, 0.0);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
-        let unit = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |end| digits + end);
-        let scale = match &rest[digits..unit] {
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        seconds += rest[..digits].parse::<f64>().ok()? * scale;
-        rest = &rest[unit..];
-    }
-    (!text.is_empty()).then_some(())?;
-    Duration::try_from_secs_f64(seconds).ok()
-}
-
-/// A Kubernetes quantity: a number, and a suffix or none.
-fn quantity(field: &str, text: &str) -> Result<(), Invalid> {
-    const SUFFIXES: [&str; 14] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei", "n", "u", "m", "k", "M", "G", "T", "P"];
-    let number = SUFFIXES.iter().find_map(|suffix| text.strip_suffix(suffix)).unwrap_or(text);
-    let digits = number.bytes().filter(u8::is_ascii_digit).count();
-    let dots = number.bytes().filter(|byte| *byte == b'.').count();
-    let sound = digits > 0 && dots <= 1 && digits + dots == number.len();
-    sound.then_some(()).ok_or_else(|| Invalid::new(field, text, "a quantity such as 500m, 1.5 or 256Mi"))
 }
 
 #[cfg(test)]
@@ -334,7 +219,7 @@ mod tests {
         assert_eq!(bounds(&both), Replicas { min: 0, max: 3 });
         assert_eq!(check(&both).unwrap().wish.unwrap().replicas, Replicas { min: 0, max: 3 });
         let zero = r#"{"service":"a","image":"/bin/cat","labels":{"com.openfaas.scale.zero":"true"}}"#;
-        assert_eq!(check(zero).unwrap().zero_after, Some(ZERO_DURATION));
+        assert_eq!(check(zero).unwrap().zero_after, Some(checks::ZERO_DURATION));
         assert_eq!(bounds(zero).min, 0);
     }
 
@@ -342,23 +227,5 @@ mod tests {
     fn a_function_with_a_port_of_its_own_has_one_replica() {
         let json = r#"{"service":"a","image":"/bin/cat","envVars":{"upstream_url":"http://127.0.0.1:5000"}}"#;
         assert_eq!(check(json).unwrap().replicas.max, 1);
-    }
-
-    #[test]
-    fn durations_are_those_of_go_or_seconds() {
-        assert_eq!(duration("10"), Some(Duration::from_secs(10)));
-        assert_eq!(duration("1m30s"), Some(Duration::from_secs(90)));
-        assert_eq!(duration("500ms"), Some(Duration::from_millis(500)));
-        assert_eq!(duration("1.5h"), Some(Duration::from_mins(90)));
-        for bad in ["", "x", "-1s", "1y", "s", "1.2.3s"] {
-            assert_eq!(duration(bad), None, "{bad}");
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_duration_and_no_quantity_makes_the_reader_panic(text in "\\PC{0,16}") {
-            let _ = (duration(&text), quantity("limits.cpu", &text));
-        }
     }
 }

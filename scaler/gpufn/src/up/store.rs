@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use base64::Engine as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::deployment::{FunctionDeployment, FunctionNamespace, Secret};
 use super::folder::{Folder, write_whole};
-use super::identity::{DEFAULT_NAMESPACE, FunctionId, dns_label, secret_name};
+use openfaas::names::{DEFAULT_NAMESPACE, FunctionId, dns_label, secret_name};
+use openfaas::shapes::{FunctionDeployment, FunctionNamespace, Secret};
 
 /// A deployment as it is kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -135,13 +134,7 @@ impl Store {
             (false, true) => return Err(StoreError::Missing("secret")),
             _ => {}
         }
-        let value = if secret.value.is_empty() {
-            let raw = base64::engine::general_purpose::STANDARD.decode(&secret.raw_value);
-            raw.map_err(|_| gpu_share::invalid::Invalid::new("rawValue", "not base64", "base64"))?
-        } else {
-            secret.value.clone().into_bytes()
-        };
-        Ok(write_whole(&self.folder.secret(namespace, &secret.name), &value)?)
+        Ok(write_whole(&self.folder.secret(namespace, &secret.name), &secret.bytes()?)?)
     }
 
     /// Removes a secret.

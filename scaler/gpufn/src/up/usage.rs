@@ -4,8 +4,8 @@ use std::path::Path;
 
 use gpu_share::units::Nanos;
 
-use super::deployment::Usage;
 use super::function::Function;
+use openfaas::shapes::Usage;
 
 /// Clock ticks per second of the times in `/proc` (`USER_HZ`, 100 on every Linux; proc(5), time(7)).
 const TICKS_PER_SECOND: f64 = 100.0;

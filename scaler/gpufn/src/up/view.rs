@@ -7,11 +7,11 @@ use gpu_share::names::annotation;
 use gpu_share::protocol::GpuStatus;
 use gpu_share::units::{Area, Bytes};
 
-use super::deployment::FunctionStatus;
 use super::function::Function;
 use super::platform::Platform;
 use super::replica::{Lease, Replica};
 use crate::view::{FunctionSummary, GpuView, Overview, ReplicaSummary};
+use openfaas::shapes::FunctionStatus;
 
 /// Annotation that tells why a function has fewer replicas than wanted.
 const PROBLEM: &str = "gpufn.dev/problem";

@@ -8,10 +8,12 @@ use gpu_share::invalid::Invalid;
 use http::StatusCode;
 use serde::Deserialize;
 
-use super::{Api, Refusal, from_json};
-use crate::up::deployment::{DeleteRequest, FunctionDeployment, FunctionStatus, ScaleRequest};
+use openfaas::answers::{Refusal, from_json};
+
+use super::Api;
 use crate::up::platform::or_default_namespace;
 use crate::up::{usage, view};
+use openfaas::shapes::{DeleteRequest, FunctionDeployment, FunctionStatus, ScaleRequest};
 
 /// Query of the routes that take one.
 #[derive(Debug, Default, Deserialize)]

@@ -7,7 +7,9 @@ use http::{StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Api, plain};
+use openfaas::answers::plain;
+
+use super::Api;
 use crate::up::{metrics, view};
 use crate::view::{DecisionRecord, Overview};
 

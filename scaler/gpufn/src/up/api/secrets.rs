@@ -7,10 +7,12 @@ use gpu_share::invalid::Invalid;
 use http::StatusCode;
 
 use super::functions::Which;
-use super::{Api, Refusal, from_json};
-use crate::up::deployment::{FunctionNamespace, Secret};
-use crate::up::identity::DEFAULT_NAMESPACE;
+use openfaas::answers::{Refusal, from_json};
+
+use super::Api;
 use crate::up::platform::or_default_namespace;
+use openfaas::names::DEFAULT_NAMESPACE;
+use openfaas::shapes::{FunctionNamespace, Secret};
 
 pub(super) async fn list(
     State(api): State<Api>,

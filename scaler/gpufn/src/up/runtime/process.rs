@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Launch, Launched, Runtime};
-use crate::up::deployment::Map;
 use crate::up::folder::{Folder, Pids};
 use crate::up::logbook::LogBook;
 use crate::up::spec::Spec;
+use openfaas::shapes::Map;
 
 /// Time from SIGTERM to SIGKILL: the watchdog's own bound for the function, and a little.
 const STOP: Duration = Duration::from_secs(8);

@@ -2,132 +2,197 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use gpu_share::invalid::Invalid;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Text by name.
-pub(crate) type Map = BTreeMap<String, String>;
+pub type Map = BTreeMap<String, String>;
 
 /// What a client asks to run.
 ///
 /// Clients tell an absent member from an empty one by deep comparison, so empty ones are never written.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct FunctionDeployment {
-    pub(crate) service: String,
-    pub(crate) image: String,
+pub struct FunctionDeployment {
+    /// Its name.
+    pub service: String,
+    /// The container image, or what stands for it.
+    pub image: String,
+    /// Its namespace; empty for the default.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
-    pub(crate) namespace: String,
+    pub namespace: String,
+    /// Command line of the function's process.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
-    pub(crate) env_process: String,
+    pub env_process: String,
+    /// Its environment.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Map::is_empty")]
-    pub(crate) env_vars: Map,
+    pub env_vars: Map,
+    /// Where it may run.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
-    pub(crate) constraints: Vec<String>,
+    pub constraints: Vec<String>,
+    /// Secrets that it may read.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
-    pub(crate) secrets: Vec<String>,
+    pub secrets: Vec<String>,
+    /// Its labels.
     #[serde(deserialize_with = "or_default")]
-    pub(crate) labels: Map,
+    pub labels: Map,
+    /// Its annotations.
     #[serde(deserialize_with = "or_default")]
-    pub(crate) annotations: Map,
+    pub annotations: Map,
+    /// The most that it may use, by resource.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Map::is_empty")]
-    pub(crate) limits: Map,
+    pub limits: Map,
+    /// What is kept for it, by resource.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Map::is_empty")]
-    pub(crate) requests: Map,
+    pub requests: Map,
+    /// Its files can't be written, but for `/tmp`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_false")]
-    pub(crate) read_only_root_filesystem: bool,
+    pub read_only_root_filesystem: bool,
 }
 
 /// What a client is told of a function: its deployment, under `name`, and how it is doing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct FunctionStatus {
-    pub(crate) name: String,
-    pub(crate) image: String,
-    pub(crate) namespace: String,
+pub struct FunctionStatus {
+    /// Its name.
+    pub name: String,
+    /// The container image, or what stands for it.
+    pub image: String,
+    /// Its namespace; empty for the default.
+    pub namespace: String,
+    /// Command line of the function's process.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub(crate) env_process: String,
+    pub env_process: String,
+    /// Its environment.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub(crate) env_vars: Map,
+    pub env_vars: Map,
+    /// Where it may run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) constraints: Vec<String>,
+    pub constraints: Vec<String>,
+    /// Secrets that it may read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) secrets: Vec<String>,
-    pub(crate) labels: Map,
-    pub(crate) annotations: Map,
+    pub secrets: Vec<String>,
+    /// Its labels.
+    pub labels: Map,
+    /// Its annotations.
+    pub annotations: Map,
+    /// The most that it may use, by resource.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub(crate) limits: Map,
+    pub limits: Map,
+    /// What is kept for it, by resource.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub(crate) requests: Map,
+    pub requests: Map,
+    /// Its files can't be written, but for `/tmp`.
     #[serde(default, skip_serializing_if = "is_false")]
-    pub(crate) read_only_root_filesystem: bool,
-    pub(crate) invocation_count: u64,
-    pub(crate) replicas: u32,
-    pub(crate) available_replicas: u32,
-    pub(crate) created_at: String,
+    pub read_only_root_filesystem: bool,
+    /// Requests so far.
+    pub invocation_count: u64,
+    /// Replicas that are wanted.
+    pub replicas: u32,
+    /// Replicas that take requests.
+    pub available_replicas: u32,
+    /// RFC 3339.
+    pub created_at: String,
+    /// What it uses, if that was asked for and is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) usage: Option<Usage>,
+    pub usage: Option<Usage>,
 }
 
 /// What the processes of a function use, summed over its replicas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Usage {
+pub struct Usage {
     /// Thousandths of a core.
-    pub(crate) cpu: f64,
-    pub(crate) total_memory_bytes: f64,
+    pub cpu: f64,
+    /// Memory in use.
+    pub total_memory_bytes: f64,
 }
 
 /// `POST /system/scale-function/{name}`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct ScaleRequest {
-    pub(crate) replicas: u32,
+pub struct ScaleRequest {
+    /// Replicas that are wanted.
+    pub replicas: u32,
+    /// Its namespace; empty for the default.
     #[serde(deserialize_with = "or_default")]
-    pub(crate) namespace: String,
+    pub namespace: String,
 }
 
 /// `DELETE /system/functions`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct DeleteRequest {
-    pub(crate) function_name: String,
+pub struct DeleteRequest {
+    /// The function.
+    pub function_name: String,
+    /// Its namespace; empty for the default.
     #[serde(deserialize_with = "or_default")]
-    pub(crate) namespace: String,
+    pub namespace: String,
 }
 
 /// A secret as clients send it; lists carry no value.
 #[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(crate) struct Secret {
-    pub(crate) name: String,
+pub struct Secret {
+    /// Its name.
+    pub name: String,
+    /// Its namespace; empty for the default.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
-    pub(crate) namespace: String,
+    pub namespace: String,
+    /// The value.
     #[serde(deserialize_with = "or_default", skip_serializing)]
-    pub(crate) value: String,
+    pub value: String,
     /// Base64; counts when `value` is empty.
     #[serde(deserialize_with = "or_default", skip_serializing)]
-    pub(crate) raw_value: String,
+    pub raw_value: String,
+}
+
+impl Secret {
+    /// The value, which is binary where it is no text.
+    pub fn bytes(&self) -> Result<Vec<u8>, Invalid> {
+        if !self.value.is_empty() {
+            return Ok(self.value.clone().into_bytes());
+        }
+        let raw = base64::engine::general_purpose::STANDARD.decode(&self.raw_value);
+        raw.map_err(|_| Invalid::new("rawValue", "not base64", "base64"))
+    }
+}
+
+impl core::fmt::Debug for Secret {
+    /// Without the value.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Secret").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// A namespace of functions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct FunctionNamespace {
-    pub(crate) name: String,
+pub struct FunctionNamespace {
+    /// Its name.
+    pub name: String,
+    /// Its annotations.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Map::is_empty")]
-    pub(crate) annotations: Map,
+    pub annotations: Map,
+    /// Its labels.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Map::is_empty")]
-    pub(crate) labels: Map,
+    pub labels: Map,
 }
 
 /// One line of a function's log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LogMessage {
-    pub(crate) name: String,
-    pub(crate) namespace: String,
-    pub(crate) instance: String,
-    pub(crate) timestamp: String,
-    pub(crate) text: String,
+pub struct LogMessage {
+    /// Its name.
+    pub name: String,
+    /// Its namespace; empty for the default.
+    pub namespace: String,
+    /// The replica.
+    pub instance: String,
+    /// RFC 3339, with a fraction.
+    pub timestamp: String,
+    /// The line.
+    pub text: String,
 }
 
 /// `null` reads as empty: encoders in Go write it for an empty map or list.
