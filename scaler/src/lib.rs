@@ -22,6 +22,7 @@
 //! | `chances` | chance that is the same in every run |
 //! | `webhook` | what a pod that opts in gets before it is created |
 //! | `page` | the web page, for all servers that show functions |
+//! | `provider` | functions of OpenFaaS on Kubernetes: the API that its gateway and faas-cli speak |
 //! | `serve` | the service: sources of load, Kubernetes, gRPC, HTTP, the command line |
 //!
 //! Start reading at [`policy`], then [`plan`].
@@ -45,6 +46,8 @@ pub mod page;
 pub mod plan;
 pub mod policy;
 pub mod profile;
+#[cfg(feature = "serve")]
+mod provider;
 pub mod queueing;
 #[cfg(feature = "serve")]
 pub mod serve;

@@ -268,7 +268,9 @@ async fn a_decision_is_explained_with_what_was_weighed() {
     let candidates = known["candidates"].as_array().unwrap();
     assert!(candidates.iter().any(|one| one["replicas"] == 2 && one["refused"].is_null()), "{known}");
     let said = explain(&scaler, "fn/a").await;
-    for line in ["fn/a", "  objective   p95<1000ms", "  a-0  ready, 20 % (up to 80 % in its row), 30 in flight"] {
+    for line in
+        ["fn/a", "  objective   p95<1000ms", "  a-0  ready, 20 % (up to 80 % in its row), 30 in flight"]
+    {
         assert!(said.lines().any(|one| one == line), "{line:?} is not in\n{said}");
     }
     assert!(said.contains("a-0: quota 20 % to 80 %"), "{said}");

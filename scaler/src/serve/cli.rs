@@ -23,6 +23,7 @@ use super::board::{Settings, nanos};
 use super::start::{self, From, Lead, Options};
 use super::tls::Files;
 use crate::control::election::Terms;
+use crate::provider::cli::Provider;
 
 /// Exit code for bad usage or configuration (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
@@ -44,6 +45,8 @@ enum Command {
     Serve(Box<Serve>),
     /// Run the admission webhook, which gives pods that opt in their units.
     Webhook(Box<Webhook>),
+    /// Run functions of OpenFaaS on Kubernetes, with parts of GPUs.
+    Provider(Box<WithLog<Provider>>),
     /// Print the definition of our kind of objects, profiles of functions, for the API server.
     Crd,
     /// Print the completion script for a shell.
@@ -51,6 +54,16 @@ enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// A command of another module, and the form of its log.
+#[derive(Debug, Args)]
+struct WithLog<T: Args> {
+    #[command(flatten)]
+    command: T,
+    /// Form of the log on stderr.
+    #[arg(long, env = "GPUFN_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
 }
 
 #[derive(Debug, Args)]
@@ -188,6 +201,7 @@ pub fn run() -> ExitCode {
     let ended = match cli.command {
         Command::Serve(options) => serve(*options),
         Command::Webhook(options) => webhook(*options),
+        Command::Provider(options) => provider(*options),
         Command::Crd => crate::kind::definition()
             .map_err(Into::into)
             .and_then(|text| Ok(std::io::stdout().write_all(text.as_bytes())?)),
@@ -241,6 +255,23 @@ fn webhook(webhook: Webhook) -> anyhow::Result<()> {
         tokio::spawn(stop_at(terminate, interrupt, stop.clone()));
         admission::run(webhook.listen, files, settings, stop, say_webhook_ready).await
     })
+}
+
+fn provider(options: WithLog<Provider>) -> anyhow::Result<()> {
+    log_to_stderr(options.log_format);
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::spawn(stop_at(terminate, interrupt, stop.clone()));
+        options.command.run(stop, say_provider_ready).await
+    })
+}
+
+fn say_provider_ready(address: SocketAddr) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "listening on {address} for functions")?;
+    stdout.flush()
 }
 
 fn say_webhook_ready(address: SocketAddr) -> std::io::Result<()> {
@@ -330,12 +361,12 @@ fn log_to_stderr(format: LogFormat) {
     };
 }
 
-fn url(text: &str) -> Result<reqwest::Url, String> {
+pub(crate) fn url(text: &str) -> Result<reqwest::Url, String> {
     let url = reqwest::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
     url.ok_or_else(|| "allowed is http://HOST:PORT or https://HOST:PORT, and a path".into())
 }
 
-fn span(text: &str) -> Result<Duration, String> {
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
     let allowed = Duration::from_millis(5)..=Duration::from_mins(5);
     time(text).filter(|time| allowed.contains(time)).ok_or_else(|| "allowed is 5ms to 5m, such as 1s".into())
 }
@@ -368,7 +399,7 @@ fn time(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(unit)?))
 }
 
-fn memory(text: &str) -> Result<Bytes, String> {
+pub(crate) fn memory(text: &str) -> Result<Bytes, String> {
     // The one reader of quantities is that of annotations.
     let annotations = BTreeMap::from([(annotation::MEMORY.into(), text.into())]);
     let shape = Shape::read(&annotations, Bytes::gib(4096)).ok();
