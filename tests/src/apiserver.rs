@@ -21,7 +21,7 @@ use crate::wait::until;
 
 pub use workloads::Written;
 
-mod changes;
+pub(crate) mod changes;
 mod owners;
 mod resources;
 mod workloads;

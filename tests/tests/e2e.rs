@@ -13,6 +13,8 @@ mod gpus;
 mod keda;
 #[path = "e2e/node.rs"]
 mod node;
+#[path = "e2e/provider.rs"]
+mod provider;
 #[path = "e2e/release.rs"]
 mod release;
 #[path = "e2e/scaler_release.rs"]

@@ -1,163 +1,54 @@
-//! Every recorded call of `faas-cli` 0.18.12 that goes to a gateway or provider, sent to `gpufn up`: each answer must be
-//! one that the tool takes as the recorded one. State carries over from call to call, as it did when they were recorded.
+//! Every recorded call of `faas-cli` 0.18.12 that goes to a gateway or provider, sent to `gpufn up` and to the provider for
+//! Kubernetes: each answer must be one that the tool takes as the recorded one.
 // Helpers of tests report by panicking.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use serde_json::{Map, Value, json};
 use tests::function::Function;
-use tests::http::{self, Read};
-use tests::judge::judge;
+use tests::function_cluster::FunctionCluster;
 use tests::local::Local;
-use tests::transcripts::{Call, Scenario, Setting, parse};
+use tests::provider::Provider;
+use tests::recorded::{Outcome, Server};
+use tests::transcripts::parse;
 
 const RECORDINGS: &str = include_str!("../data/faas-cli-transcripts.jsonl");
-/// Long enough for a function's start.
-const DEADLINE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_recorded_call_is_answered_as_faas_cli_needs_it() {
     let scenarios = parse(RECORDINGS).unwrap();
-    let (mut invocations, mut calls, mut wrong) = (0, 0, Vec::new());
+    let mut outcome = Outcome::default();
     // All without a login share one server; it is emptied in between, and starting is what takes the time.
     for auth in [false, true] {
         let local = Local::up().auth(auth).start().await;
-        let setting = setting(&local);
+        let image = Function::echo("any").json()["image"].as_str().unwrap().to_string();
+        let server = Server::at(local.gateway(), local.address(), local.login(), image);
         for scenario in scenarios.iter().filter(|scenario| scenario.auth == auth) {
-            prepare(&local, scenario).await;
-            for invocation in &scenario.invocations {
-                invocations += 1;
-                for call in &invocation.calls {
-                    calls += 1;
-                    if let Err(complaint) = replay(&local, call, &setting).await {
-                        let (name, id, argv) = (&scenario.name, &invocation.id, &invocation.argv);
-                        let (method, target, exit) = (&call.method, &call.target, invocation.exit);
-                        wrong.push(format!(
-                            "{name}/{id}: {method} {target}: {complaint} ({argv:?} exited {exit})"
-                        ));
-                    }
-                }
-            }
-            empty(&local).await;
+            server.replay(scenario, |_| false, &mut outcome).await;
         }
         local.stop().await;
     }
-    let right = calls - wrong.len();
-    println!(
-        "{calls} calls of {invocations} invocations in {} scenarios, {right} answered right",
-        scenarios.len()
-    );
-    assert_eq!((invocations, calls), (182, 220), "some recordings were not replayed");
+    judge(&outcome, (182, 220));
+}
+
+/// Calls that only a gateway with a queue answers are left out; that there are three is checked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_provider_for_kubernetes_answers_them_too() {
+    let scenarios = parse(RECORDINGS).unwrap();
+    let mut outcome = Outcome::default();
+    let cluster = FunctionCluster::start().await;
+    for auth in [false, true] {
+        let provider = Provider::builder(&cluster).with("--role", "gateway").auth(auth).start().await;
+        let image = "registry.local/echo:1".to_string();
+        let server = Server::at(provider.gateway(), provider.address, provider.login(), image);
+        for scenario in scenarios.iter().filter(|scenario| scenario.auth == auth) {
+            server.replay(scenario, |call| call.path().starts_with("/async-function/"), &mut outcome).await;
+        }
+    }
+    judge(&outcome, (182, 217));
+}
+
+fn judge(outcome: &Outcome, expected: (usize, usize)) {
+    let Outcome { invocations, calls, wrong } = outcome;
+    println!("{calls} calls of {invocations} invocations, {} answered right", calls - wrong.len());
+    assert_eq!((*invocations, *calls), expected, "some recordings were not replayed");
     assert!(wrong.is_empty(), "{} of {calls} calls:\n{}", wrong.len(), wrong.join("\n"));
-}
-
-async fn replay(local: &Local, call: &Call, setting: &Setting) -> Result<(), String> {
-    let request = call.request(setting)?;
-    let read = if call.is_followed() && call.status == 200 { Read::FirstPiece } else { Read::Whole };
-    let answer = http::over_tcp(local.address(), request, read, DEADLINE).await;
-    judge(call, &answer.map_err(|error| format!("{error:#}"))?)
-}
-
-fn setting(local: &Local) -> Setting {
-    Setting {
-        authority: local.address().to_string(),
-        login: local.login(),
-        image: image(),
-        ten_minutes_ago: ten_minutes_ago(),
-    }
-}
-
-fn image() -> String {
-    Function::echo("any").json()["image"].as_str().unwrap().into()
-}
-
-/// RFC 3339, in UTC.
-fn ten_minutes_ago() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() - 600;
-    let (days, rest) = (i64::try_from(seconds / 86_400).unwrap(), seconds % 86_400);
-    // Days to a civil date, by eras of 400 years that begin in March.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}+00:00")
-}
-
-/// Makes what was there when the scenario was recorded: a second namespace, the secrets that functions name, functions.
-async fn prepare(local: &Local, scenario: &Scenario) {
-    let gateway = local.gateway();
-    let staging = json!({ "name": "staging-fn", "annotations": { "openfaas": "1" } });
-    let (status, text) = gateway.call(reqwest::Method::POST, "/system/namespace/", &staging).await;
-    assert!(status.is_success() || status == 409, "namespace staging-fn: {status} {text}");
-    for (name, namespace) in scenario.secrets() {
-        gateway.secret(&name, &namespace, "secret").await;
-    }
-    for recorded in &scenario.functions {
-        let name = recorded["service"].as_str().unwrap();
-        gateway.deploy(&stand_in(name, recorded)).await;
-        if recorded.contains_key("replicas") {
-            gateway.scale(name, 0).await;
-        } else if !recorded.contains_key("envProcess") {
-            wait_available(local, name, recorded.get("namespace").and_then(Value::as_str)).await;
-        }
-    }
-}
-
-/// The recorded function with the tests' program as its image, which is told to behave as the recorder's did.
-fn stand_in(name: &str, recorded: &Map<String, Value>) -> Function {
-    let mut function = Function::echo(name);
-    for (key, value) in
-        recorded.iter().filter(|(key, _)| !["image", "service", "replicas"].contains(&key.as_str()))
-    {
-        function = function.set(key, value.clone());
-    }
-    match name {
-        "f-fail" => function.env("ECHO_STATUS", "500").env("ECHO_BODY", "ZXhpdCBzdGF0dXMgMQo="),
-        "f-redirect" => {
-            let location = "Location: http://127.0.0.1:8080/healthz";
-            function.env("ECHO_STATUS", "302").env("ECHO_BODY", "").env("ECHO_HEADERS", location)
-        }
-        "f-bin" => function
-            .env("ECHO_BODY", "AAEC//4K")
-            .env("ECHO_HEADERS", "Content-Type: application/octet-stream"),
-        "f-created" => function.env("ECHO_STATUS", "201").env("ECHO_BODY", "bWFkZQ=="),
-        "f-none" => function.env("ECHO_STATUS", "204").env("ECHO_BODY", ""),
-        "f-iam" => {
-            let challenge = "WWW-Authenticate: Bearer realm=\"IAM function invoke\", error=\"missing_token\"";
-            function.env("ECHO_STATUS", "401").env("ECHO_BODY", "").env("ECHO_HEADERS", challenge)
-        }
-        _ => function,
-    }
-}
-
-async fn wait_available(local: &Local, name: &str, namespace: Option<&str>) {
-    let path = format!("/system/function/{name}?namespace={}", namespace.unwrap_or_default());
-    tests::wait::until(&format!("{name} to be available"), DEADLINE, async || {
-        let status: Value = local.gateway().get(&path).await;
-        (status["availableReplicas"].as_u64()? > 0).then_some(())
-    })
-    .await;
-}
-
-/// Removes all that a scenario left.
-async fn empty(local: &Local) {
-    let gateway = local.gateway();
-    for namespace in ["openfaas-fn", "staging-fn"] {
-        let functions: Vec<Value> = gateway.get(&format!("/system/functions?namespace={namespace}")).await;
-        for function in functions {
-            let body = json!({ "functionName": function["name"], "namespace": namespace });
-            gateway.call(reqwest::Method::DELETE, "/system/functions", &body).await;
-        }
-        let secrets: Option<Vec<Value>> =
-            gateway.get(&format!("/system/secrets?namespace={namespace}")).await;
-        for secret in secrets.unwrap_or_default() {
-            gateway.call(reqwest::Method::DELETE, "/system/secrets", &secret).await;
-        }
-    }
 }

@@ -15,7 +15,7 @@ const BEHIND: usize = 1024;
 
 /// The changes of one kind of object.
 #[derive(Debug)]
-pub(super) struct Changes {
+pub(crate) struct Changes {
     all: Mutex<Vec<Value>>,
     live: broadcast::Sender<Value>,
 }
@@ -28,7 +28,7 @@ impl Default for Changes {
 
 impl Changes {
     /// Adds one: `object` as it is after it, with its version.
-    pub(super) fn add(&self, kind: &str, object: &Value) {
+    pub(crate) fn add(&self, kind: &str, object: &Value) {
         let change = json!({"type": kind, "object": object});
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.push(change.clone());
@@ -37,12 +37,12 @@ impl Changes {
     }
 
     /// Ends all watches, as the end of a server does.
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         let _ = self.live.send(Value::Null);
     }
 
     /// Answers a watch: what changed since the version that `query` names, and what changes from now on.
-    pub(super) fn watch(&self, query: &BTreeMap<String, String>) -> Response {
+    pub(crate) fn watch(&self, query: &BTreeMap<String, String>) -> Response {
         let since = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
         let (missed, live) = {
             let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
