@@ -1,4 +1,4 @@
-//! Chromium without a window, driven over its DevTools protocol by a pipe: a page is loaded, looked at, typed into, pictured.
+//! Chromium without a window, driven over its debugging protocol by a pipe: a page is loaded, looked at, typed into, pictured.
 //!
 //! Chromium comes from a package of npm, once, in `target/page`: it needs Node, and Linux on x86-64.
 
@@ -114,7 +114,10 @@ struct Inner {
 
 impl Browser {
     /// Starts it, with a profile of its own.
-    pub async fn start() -> Self {
+    ///
+    /// # Panics
+    /// Outside a runtime, which reads what it says.
+    pub fn start() -> Self {
         let folder = installed();
         let profile = tempfile::tempdir().expect("a temp folder can be made");
         // It reads at descriptor 3 and writes to 4. The sandbox can't be had by root; what is shown here is our own page.

@@ -175,13 +175,9 @@ fn gpu_name(index: usize) -> String {
 impl Actor {
     fn new(place: u32, count: u32, gpus: &mut Vec<Vec<(u32, u32)>>) -> Self {
         let at = |list: &[&str], place: u32| list[place as usize % list.len()].to_string();
-        let (name, model) = match count {
-            0..=8 => (at(&MODELS, place), at(&MODELS, place)),
-            _ => {
-                let model = at(&MODELS, place / 5);
-                (format!("{}-{model}-{}", at(&TEAMS, place), place / 40), model)
-            }
-        };
+        let model = at(&MODELS, if count > 8 { place / 5 } else { place });
+        let name =
+            if count > 8 { format!("{}-{model}-{}", at(&TEAMS, place), place / 40) } else { model.clone() };
         let namespace = if place % 11 == 10 { "staging" } else { "openfaas-fn" };
         let (sm, ceiling) = ([40, 30, 20, 10][place as usize % 4], [60, 80, 50][place as usize % 3]);
         let replicas = match place % 9 {
@@ -216,7 +212,7 @@ impl Actor {
 
     fn rate(&self, second: u32) -> f64 {
         let serves = !self.is_parked() && !self.is_starting() && !self.replicas.is_empty();
-        if !serves { 0.0 } else { 4.0 + 90.0 * self.tide(second) }
+        if serves { 4.0 + 90.0 * self.tide(second) } else { 0.0 }
     }
 
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A whole number of steps of 5 %, up to 20.

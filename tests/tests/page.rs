@@ -60,7 +60,7 @@ async fn check(base: &str) {
     let page = file(&client, base, "").await;
     let mut scripts = quoted(&page, "src=\"")
         .iter()
-        .filter(|name| name.ends_with(".js"))
+        .filter(|name| **name != "icon.svg")
         .map(ToString::to_string)
         .collect::<Vec<_>>();
     let mut sources = Vec::new();
@@ -241,7 +241,7 @@ async fn focused(tab: &Tab) -> String {
 #[tokio::test]
 #[ignore = "needs Chromium: make test-page"]
 async fn three_functions_are_shown_light_and_dark_and_change_while_one_looks() {
-    let (stage, browser) = (Showcase::start(3, None).await, Browser::start().await);
+    let (stage, browser) = (Showcase::start(3, None).await, Browser::start());
     for (view, name) in [(LIGHT, "3-light.png"), (DARK, "3-dark.png")] {
         let tab = browser.open(stage.url(), View { hurry: 25, ..view }).await;
         tab.until("document.querySelectorAll('#rows tr').length === 3").await;
@@ -265,7 +265,7 @@ async fn three_functions_are_shown_light_and_dark_and_change_while_one_looks() {
 #[tokio::test]
 #[ignore = "needs Chromium: make test-page"]
 async fn two_hundred_functions_are_found_sorted_and_gone_through_by_keys() {
-    let (stage, browser) = (Showcase::start(200, None).await, Browser::start().await);
+    let (stage, browser) = (Showcase::start(200, None).await, Browser::start());
     for (view, name) in [(LIGHT, "200-light.png"), (DARK, "200-dark.png")] {
         let tab = browser.open(stage.url(), View { hurry: 10, ..view }).await;
         tab.until("document.querySelectorAll('#rows tr').length === 200").await;
@@ -323,7 +323,7 @@ async fn two_hundred_functions_are_found_sorted_and_gone_through_by_keys() {
 #[ignore = "needs Chromium: make test-page"]
 async fn a_name_that_looks_like_html_is_text() {
     let name = "<img src=x onerror=\"window.harmed = true\"><script>window.harmed = true</script>\u{202e}";
-    let (stage, browser) = (Showcase::start(3, Some(name)).await, Browser::start().await);
+    let (stage, browser) = (Showcase::start(3, Some(name)).await, Browser::start());
     let tab = browser.open(stage.url(), LIGHT).await;
     tab.until("document.querySelectorAll('#rows tr').length === 3").await;
     tab.value("[...document.querySelectorAll('#rows button')].find((one) => one.textContent.startsWith('<img')).click()").await;
@@ -340,7 +340,7 @@ async fn a_name_that_looks_like_html_is_text() {
 #[tokio::test]
 #[ignore = "needs Chromium: make test-page"]
 async fn a_server_that_is_gone_is_said_to_be_and_found_again() {
-    let (stage, browser) = (Showcase::start(3, None).await, Browser::start().await);
+    let (stage, browser) = (Showcase::start(3, None).await, Browser::start());
     let tab = browser.open(stage.url(), LIGHT).await;
     tab.until("document.querySelectorAll('#rows tr').length === 3").await;
     stage.fail(true);
@@ -362,7 +362,7 @@ async fn a_server_that_is_gone_is_said_to_be_and_found_again() {
 #[tokio::test]
 #[ignore = "needs Chromium: make test-page"]
 async fn nothing_is_shown_as_nothing_with_what_to_do() {
-    let (stage, browser) = (Showcase::start(0, None).await, Browser::start().await);
+    let (stage, browser) = (Showcase::start(0, None).await, Browser::start());
     let tab = browser.open(stage.url(), LIGHT).await;
     tab.until("!document.getElementById('functions-none').hidden").await;
     assert!(texts(&tab, "#functions-none").await[0].contains("faas-cli deploy --gateway http://127.0.0.1:"));
@@ -381,7 +381,7 @@ async fn nothing_is_shown_as_nothing_with_what_to_do() {
 #[tokio::test]
 #[ignore = "needs Chromium: make test-page"]
 async fn a_function_of_gpufn_up_is_seen_while_it_works() {
-    let (up, browser) = (Local::up().start().await, Browser::start().await);
+    let (up, browser) = (Local::up().start().await, Browser::start());
     let tab = browser.open(&format!("{}/ui/", up.gateway().url()), LIGHT).await;
     tab.until("!document.getElementById('functions-none').hidden").await;
     let function =
@@ -405,7 +405,7 @@ async fn a_function_of_gpufn_up_is_seen_while_it_works() {
 #[ignore = "needs Chromium: make test-page"]
 async fn what_a_scaler_knows_is_shown_without_rows() {
     let stage = Stage::start().await;
-    let (scaler, browser) = (stage.scaler().await, Browser::start().await);
+    let (scaler, browser) = (stage.scaler().await, Browser::start());
     stage.watchdogs.show_all(|shown| (shown.rate, shown.in_flight) = (12.0, 2));
     Keda::at(&[scaler.grpc], "resnet").trigger("so").poll().await.unwrap();
     let tab = browser.open(&format!("http://{}/ui/#fn%2Fresnet", scaler.http), DARK).await;
