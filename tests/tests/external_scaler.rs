@@ -399,6 +399,10 @@ async fn load_is_read_from_a_gateway_also_for_a_function_without_replicas() {
     assert_eq!(followed.next(PATIENCE).await.0, Some(false));
     gateway.show(|shown| shown.in_flight = 3);
     followed.until_active(PATIENCE).await;
+    // They wait for a first replica, and so say that one is needed.
+    assert!(keda(&scaler).poll().await.unwrap().values[0] <= 100_000);
+    stage.cluster.put_deployment("resnet", 1, &SHARED);
+    stage.cluster.put_replica("resnet", "resnet-0", stage.watchdogs.address(0), true);
     until("the load to be told", PATIENCE, async || {
         (keda(&scaler).poll().await.unwrap().values[0] > 200_000).then_some(())
     })
