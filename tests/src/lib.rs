@@ -16,6 +16,7 @@ pub mod delivery;
 pub mod device_manager;
 pub mod driver;
 pub mod echo;
+pub mod faas_cli;
 pub mod function;
 pub mod function_cluster;
 pub mod gateway;

@@ -3,6 +3,7 @@
 // Helpers of tests report by panicking.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use tests::faas_cli::FaasCli;
 use tests::function::Function;
 use tests::function_cluster::FunctionCluster;
 use tests::local::Local;
@@ -44,6 +45,32 @@ async fn the_provider_for_kubernetes_answers_them_too() {
         }
     }
     judge(&outcome, (182, 217));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_real_faas_cli_takes_the_provider_s_answers() {
+    let cluster = FunctionCluster::start().await;
+    let provider = Provider::builder(&cluster).with("--role", "gateway").start().await;
+    let Some(cli) = FaasCli::named(provider.gateway()) else { return };
+    assert!(cli.run("version --warn-update=false").contains("gpufn"));
+    cli.run("secret create key --from-literal value");
+    assert!(cli.run("secret list").contains("key"));
+    let deploy = "deploy --image registry.local/echo:1 --name f --secret key --env A=1 --label app=demo \
+        --annotation gpufn.dev/quota=20 --memory-limit 128Mi";
+    assert!(cli.run(deploy).contains("Deployed. 202 Accepted"));
+    cli.run("ready f --attempts 20");
+    assert!(cli.run("list --verbose").contains("registry.local/echo:1"));
+    let described = cli.run("describe f");
+    for said in ["Ready", "gpufn.dev/quota", "app", "128Mi", "key"] {
+        assert!(described.contains(said), "{said} in {described}");
+    }
+    assert!(cli.run("invoke f").contains("POST /?"));
+    assert!(cli.run("logs f --tail=false").contains("POST /"));
+    assert!(cli.run(deploy).contains("202 Accepted"), "as an update");
+    assert!(cli.run("namespace list").contains("staging-fn"));
+    cli.run("remove f");
+    assert!(!cli.run("list").contains("registry.local/echo:1"));
+    cli.run("secret remove key");
 }
 
 fn judge(outcome: &Outcome, expected: (usize, usize)) {

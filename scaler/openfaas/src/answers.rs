@@ -16,6 +16,7 @@ pub fn plain(status: StatusCode, line: &str) -> Response {
 }
 
 /// The answer to a path that there is none of.
+#[allow(clippy::unused_async)] // Handlers are.
 pub async fn not_found() -> Response {
     plain(StatusCode::NOT_FOUND, "404 page not found")
 }

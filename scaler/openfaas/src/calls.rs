@@ -91,6 +91,7 @@ impl Target {
 }
 
 /// The answer to a call that names no function.
+#[allow(clippy::unused_async)] // Handlers are.
 pub async fn nameless() -> Response {
     plain(StatusCode::BAD_REQUEST, "Provide function name in the request path")
 }

@@ -38,7 +38,7 @@ impl Query {
                 "namespace" => wanted.namespace = value,
                 "instance" => wanted.instance = Some(value).filter(|value| !value.is_empty()),
                 "follow" => {
-                    wanted.follow = matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True")
+                    wanted.follow = matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True");
                 }
                 "tail" if !value.is_empty() => {
                     let tail = value.parse::<i64>().map_err(|_| wrong())?;

@@ -17,11 +17,12 @@ use crate::webhook;
 
 /// The command.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools)] // Each is an option of its own.
 pub(crate) struct Provider {
     /// Address for the gateway, or for faas-cli (HTTP).
     #[arg(long, env = "GPUFN_PROVIDER", value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
     listen: SocketAddr,
-    /// Who asks: a gateway whose functions_provider_url this is, or, without one, faas-cli and callers of functions.
+    /// Who asks: a gateway whose `functions_provider_url` this is, or, without one, faas-cli and callers of functions.
     #[arg(long, env = "GPUFN_ROLE", value_enum, default_value = "provider")]
     role: Role,
     /// Ask for the user and password in basic-auth-user and basic-auth-password, below the next.

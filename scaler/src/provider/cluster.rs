@@ -172,7 +172,9 @@ impl Cluster {
     /// Takes note of a Deployment as it is now, before the watch tells of it.
     async fn refresh(&self, id: &FunctionId) -> Result<(), kube::Error> {
         let now = self.deployments(&id.namespace).get_opt(&id.name).await?;
-        now.iter().for_each(|now| self.functions.put(now));
+        if let Some(now) = now {
+            self.functions.put(&now);
+        }
         Ok(())
     }
 

@@ -182,7 +182,9 @@ impl Functions {
     /// These are all Deployments.
     pub(super) fn deployments_are(&self, listed: &HashSet<FunctionId>) {
         let gone: Vec<_> = read(&self.all).keys().filter(|id| !listed.contains(*id)).cloned().collect();
-        gone.iter().for_each(|id| self.removed(id));
+        for id in &gone {
+            self.removed(id);
+        }
         self.listed(Kind::Deployments);
     }
 
@@ -207,7 +209,9 @@ impl Functions {
                 .into_iter()
                 .filter(|name| !listed.contains(&(function.id.clone(), name.clone())))
                 .collect();
-            gone.iter().for_each(|name| self.remove_pod(&function.id, name));
+            for name in &gone {
+                self.remove_pod(&function.id, name);
+            }
         }
         self.listed(Kind::Pods);
     }

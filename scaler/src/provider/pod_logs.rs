@@ -58,9 +58,9 @@ impl PodLogs {
     pub(super) async fn send(self, function: Arc<Function>, query: Query, out: mpsc::Sender<Bytes>) {
         let reading = async {
             if query.follow {
-                self.follow(&function, &query, &out).await
+                self.follow(&function, &query, &out).await;
             } else {
-                self.read(&function.id, &query, &out).await
+                self.read(&function.id, &query, &out).await;
             }
         };
         tokio::select! {

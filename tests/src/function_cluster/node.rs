@@ -110,13 +110,13 @@ impl Shared {
     pub(super) fn run_all(&self) {
         for deployment in self.list(Kind::Deployments, None, FUNCTION) {
             let text = |field: &str| deployment["metadata"][field].as_str().unwrap_or_default().to_string();
-            self.run((Kind::Deployments, text("namespace"), text("name")));
+            self.run(&(Kind::Deployments, text("namespace"), text("name")));
         }
     }
 
     /// As many pods as a Deployment wants, of its present template, and its status.
-    pub(super) fn run(&self, key: Key) {
-        let Some(mut deployment) = self.get(&key) else { return };
+    pub(super) fn run(&self, key: &Key) {
+        let Some(mut deployment) = self.get(key) else { return };
         let (namespace, name) = (key.1.as_str(), key.2.as_str());
         let wanted = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
         let wanted = usize::try_from(wanted).expect("a number of pods");
@@ -139,7 +139,7 @@ impl Shared {
         let ready = ready.iter().filter(|pod| !pod["status"]["podIP"].is_null()).count();
         deployment["status"] =
             json!({"replicas": wanted, "readyReplicas": ready, "availableReplicas": ready});
-        self.put(&key, deployment);
+        self.put(key, deployment);
     }
 
     fn make_pod(&self, namespace: &str, function: &str, template: &Value) {

