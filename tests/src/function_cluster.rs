@@ -157,11 +157,6 @@ impl FunctionCluster {
         self.shared.scale_writes.load(Ordering::SeqCst)
     }
 
-    /// A pod's server is gone, and nobody has noticed yet.
-    pub fn lose(&self, pod: &str) {
-        self.shared.node.end(pod);
-    }
-
     /// Names of a function's pods.
     pub fn pods(&self, namespace: &str, function: &str) -> Vec<String> {
         self.shared.pods(namespace, function)

@@ -123,6 +123,7 @@ impl Builder {
             .arg("provider")
             .args(&self.arguments)
             .env("KUBECONFIG", self.folder.path().join("kubeconfig"));
+        command.env("GPUFN_LOG", "info,scaler=debug");
         let mut process = Process::spawn(&mut command, &self.folder.path().join("log"));
         let address: SocketAddr = until("the provider to listen", PATIENCE, async || {
             assert!(process.ended().is_none(), "it has ended: {}", process.tail());

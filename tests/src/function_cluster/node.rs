@@ -76,7 +76,7 @@ impl Node {
         address.into()
     }
 
-    pub(super) fn end(&self, pod: &str) {
+    fn end(&self, pod: &str) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pod) = running.remove(pod) {
             pod.server.abort();
