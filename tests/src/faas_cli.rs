@@ -31,7 +31,7 @@ impl FaasCli {
         let mut command = Command::new(&self.program);
         command.args(line.split_whitespace()).stdin(Stdio::null());
         command.env("OPENFAAS_URL", &self.gateway).env("HOME", self.home.path());
-        let output = command.output().unwrap_or_else(|error| panic!("{:?}: {error}", self.program));
+        let output = command.output().unwrap_or_else(|error| panic!("{}: {error}", self.program.display()));
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         println!("$ faas-cli {line}\n{said}");
         assert!(output.status.success(), "{line}: {said}");

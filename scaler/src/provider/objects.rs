@@ -28,6 +28,8 @@ const READY_PATH: &str = "com.openfaas.ready.http.path";
 const ACCOUNT: &str = "com.openfaas.serviceaccount";
 /// User of functions that don't run as root, as OpenFaaS has it.
 const USER: u32 = 12_000;
+/// What `healthcheck_interval` and `write_timeout` are where nothing is said, by of-watchdog's documentation.
+const WATCHDOG_TIME: Duration = Duration::from_secs(30);
 /// Time that a pod has to end beyond what its watchdog takes: the kubelet's part.
 const MARGIN: Duration = Duration::from_secs(5);
 /// Longest time that a pod has to end.
@@ -269,8 +271,10 @@ fn node_selector(constraints: &[String]) -> Result<Map, Invalid> {
 
 /// Time that a pod has to end: what its watchdog takes to be left alone by requests and to answer those it has.
 fn grace(wanted: &FunctionDeployment, settings: &Settings) -> Result<Duration, Invalid> {
-    let named = |name| checks::time(&wanted.env_vars, name).map(Option::unwrap_or_default);
-    let drain = named("healthcheck_interval")? + named("write_timeout")?.max(named("exec_timeout")?);
+    let named = |name, usual| Ok::<_, Invalid>(checks::time(&wanted.env_vars, name)?.unwrap_or(usual));
+    let write = named("write_timeout", WATCHDOG_TIME)?;
+    let drain =
+        named("healthcheck_interval", WATCHDOG_TIME)? + write.max(named("exec_timeout", Duration::ZERO)?);
     let least = Duration::from_secs(settings.gpus.grace_seconds);
     Ok((drain + MARGIN).clamp(least, GRACE_MAX.max(least)))
 }
@@ -341,7 +345,8 @@ mod tests {
             let made = made(&json!({"service": "f", "image": "i", "envVars": env}));
             made["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap()
         };
-        assert_eq!(grace(json!({})), 60);
+        assert_eq!(grace(json!({})), 65);
+        assert_eq!(grace(json!({"healthcheck_interval": "1s", "write_timeout": "2s"})), 60);
         assert_eq!(
             grace(json!({"healthcheck_interval": "30s", "write_timeout": "2m", "exec_timeout": "10s"})),
             155

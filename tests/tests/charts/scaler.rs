@@ -1,5 +1,6 @@
 //! The chart of scaler and webhook.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::{Value, json};
@@ -31,6 +32,10 @@ pub(super) const CHART: Chart = Chart {
         ("coldStart: ''", "coldStart"),
         ("window: 10m", "window"),
         ("gpuMemory: 80GB", "gpuMemory"),
+        ("vertical: 'yes'", "vertical"),
+        ("controlPeriod: 50ms", "controlPeriod"),
+        ("leaseDuration: 1m", "leaseDuration"),
+        ("writes: 0", "writes"),
         ("tls: {secret: tls}", "secret"),
         ("tls: {secretName: Tls_1}", "tls/secretName"),
         ("webhook: {units: 30}", "webhook/units"),
@@ -64,6 +69,12 @@ source: gateway
 gatewayUrl: http://gateway.openfaas:8082/metrics
 period: 2s
 profilesConfigMap: profiles
+vertical: false
+horizontal: false
+dryRun: true
+controlPeriod: 1s
+writes: 20
+leaseDuration: 30s
 tls: {secretName: keda-tls, clients: true}
 webhook:
   runtimeClassName: nvidia
@@ -87,15 +98,48 @@ podAnnotations: {example.com/team: a}
 podLabels: {team: a}
 ";
 
+/// Rights of the table in the scaler's README; `left` says which rows, by their last cell.
+fn in_readme(left: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let readme = fs::read_to_string(tests::helm::chart("../scaler/README.md")).unwrap();
+    let section = readme.split("### What it may do\n").nth(1).unwrap().split("\n#").next().unwrap();
+    let mut rights = BTreeSet::new();
+    for row in section.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [group, resource, verbs, why] = cells[..] else { panic!("{row}") };
+        let (group, resource) = (group.trim_matches('`').replace("core", ""), resource.trim_matches('`'));
+        if left(why) && !resource.starts_with("leases") {
+            rights.extend(verbs.split(", ").map(|verb| format!("{verb} {resource} {group}")));
+        }
+    }
+    assert!(rights.len() > 10, "{rights:?}");
+    rights
+}
+
 #[test]
 #[ignore = "needs Helm: make test-charts"]
 fn the_only_rights_are_those_that_the_scalers_readme_names_and_in_one_namespace_if_so_wanted() {
-    let named = named(&["list deployments apps", "watch deployments apps", "list pods ", "watch pods "]);
-    assert_eq!(rights(&of_kind(&CHART.render(""), "ClusterRole")["rules"]), named);
-    let one = CHART.render("namespace: fn");
-    let role = of_kind(&one, "Role");
-    assert_eq!((rights(&role["rules"]), role["metadata"]["namespace"].as_str()), (named, Some("fn")));
-    assert!(objects(&one).iter().all(|object| object["kind"] != "ClusterRole"));
+    let all = in_readme(|_| true);
+    let rights_with = |values: &str| rights(&of_kind(&CHART.render(values), "ClusterRole")["rules"]);
+    assert_eq!(rights_with(""), all);
+    let less = |option: &str| in_readme(|why| !why.contains(option));
+    assert_eq!(rights_with("vertical: false"), less("--no-vertical"));
+    assert_eq!(rights_with("horizontal: false"), less("--no-horizontal"));
+    let told = less("--dry-run").into_iter().filter(|right| !right.contains("events")).collect();
+    assert_eq!(rights_with("dryRun: true"), told);
+
+    let one = objects(&CHART.render("namespace: fn"));
+    let roles: Vec<_> = one.iter().filter(|object| object["kind"] == "Role").collect();
+    let [role, lease] = roles[..] else { panic!("{} roles", roles.len()) };
+    assert_eq!((rights(&role["rules"]), role["metadata"]["namespace"].as_str()), (all, Some("fn")));
+    assert!(one.iter().all(|object| object["kind"] != "ClusterRole"));
+    let leases = named(
+        &["create", "get", "update"]
+            .map(|verb| format!("{verb} leases coordination.k8s.io"))
+            .each_ref()
+            .map(String::as_str),
+    );
+    assert_eq!((rights(&lease["rules"]), lease["metadata"]["namespace"].as_str()), (leases, Some("gpufn")));
+    assert_eq!(lease["rules"][1]["resourceNames"], json!([role["metadata"]["name"]]));
 }
 
 #[test]
