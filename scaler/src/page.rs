@@ -1,7 +1,7 @@
 //! The web page `/ui`: its files, built in, and the routes that serve them.
 //!
 //! One page for all servers that answer `/v1/overview` and `/v1/decisions`. It shows and changes nothing, and it loads nothing
-//! from elsewhere: what a browser may do with it is in [`POLICY`].
+//! from elsewhere: what a browser may do with it is in `POLICY`.
 
 use axum::Router;
 use axum::extract::Path;

@@ -43,10 +43,19 @@ const BOUND: Duration = Duration::from_secs(1);
 const BACKLOG: Duration = Duration::from_secs(3);
 
 /// What the scaler's README says that it needs.
-fn rights() -> [Value; 2] {
-    [
-        json!({"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list", "watch"]}),
-        json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}),
+fn rights() -> Vec<Value> {
+    let may = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
+    vec![
+        may("apps", "deployments", &["list", "watch"]),
+        may("apps", "deployments/scale", &["patch"]),
+        may("", "pods", &["list", "watch", "patch"]),
+        may("keda.sh", "scaledobjects", &["list", "watch"]),
+        may("autoscaling", "horizontalpodautoscalers", &["list", "watch"]),
+        may("autoscaling.k8s.io", "verticalpodautoscalers", &["list", "watch"]),
+        may("gpufn.dev", "gpufunctionprofiles", &["list", "watch"]),
+        may("gpufn.dev", "gpufunctionprofiles/status", &["patch"]),
+        may("events.k8s.io", "events", &["create", "patch"]),
+        may("coordination.k8s.io", "leases", &["create", "get", "update"]),
     ]
 }
 
