@@ -1,7 +1,7 @@
 //! Our own kind of object: the profile of a function and its objective, and in its status what it has and why.
 //!
 //! Owns the shape, which is also what the API server checks. A function names one by `gpufn.dev/model`; it goes before a shipped
-//! profile of the same name. The definition for the API server is in `crds/`, printed by `gpufn-scaler crd`. Pure.
+//! profile of the same name. The definition for the API server is in the chart, printed by `gpufn-scaler crd`. Pure.
 
 use gpu_share::invalid::Invalid;
 use gpu_share::latency::Profiles;
@@ -172,9 +172,9 @@ mod tests {
 
     #[test]
     fn the_definition_that_is_shipped_is_the_one_that_is_made() {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/gpufunctionprofiles.yaml");
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/gpufn-scaler/crds/gpufunctionprofiles.yaml");
         let shipped = std::fs::read_to_string(file).unwrap_or_default();
-        assert_eq!(shipped, definition().unwrap(), "gpufn-scaler crd > scaler/crds/gpufunctionprofiles.yaml");
+        assert_eq!(shipped, definition().unwrap(), "gpufn-scaler crd > charts/gpufn-scaler/crds/gpufunctionprofiles.yaml");
     }
 
     #[test]
