@@ -172,9 +172,14 @@ mod tests {
 
     #[test]
     fn the_definition_that_is_shipped_is_the_one_that_is_made() {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/gpufn-scaler/crds/gpufunctionprofiles.yaml");
+        let file =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/gpufn-scaler/crds/gpufunctionprofiles.yaml");
         let shipped = std::fs::read_to_string(file).unwrap_or_default();
-        assert_eq!(shipped, definition().unwrap(), "gpufn-scaler crd > charts/gpufn-scaler/crds/gpufunctionprofiles.yaml");
+        assert_eq!(
+            shipped,
+            definition().unwrap(),
+            "gpufn-scaler crd > charts/gpufn-scaler/crds/gpufunctionprofiles.yaml"
+        );
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod keda;
 pub mod kubelet;
 pub mod load;
 pub mod local;
+pub mod markdown;
 pub mod node;
 pub mod overview;
 pub mod peer;

@@ -16,6 +16,7 @@ use gpu_share::units::Bytes;
 use scaler::keda::metadata::Terms;
 use serde_json::Value;
 use tests::local::Local;
+use tests::markdown::blocks;
 use tests::programs;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -95,13 +96,6 @@ fn what_documents_link_to_is_there() {
         })
         .collect();
     assert!(broken.is_empty(), "{broken:#?}");
-}
-
-/// The blocks of `page` that are marked as `language`.
-fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
-    let parts = page.split("```").collect::<Vec<_>>();
-    let inside = parts.iter().skip(1).step_by(2);
-    inside.filter_map(|block| block.strip_prefix(&format!("{language}\n"))).collect()
 }
 
 /// Maps below `key`, however deep.

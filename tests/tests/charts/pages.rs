@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tests::helm::{Helm, chart};
+use tests::markdown::blocks;
 
 /// Pages with commands of Helm.
 fn pages() -> Vec<PathBuf> {
@@ -11,12 +12,6 @@ fn pages() -> Vec<PathBuf> {
     let pages = fs::read_dir(docs).unwrap().map(|entry| entry.unwrap().path());
     let charts = ["gpufn", "gpufn-node", "gpufn-scaler"].map(|name| chart(name).join("README.md"));
     pages.filter(|path| path.extension().is_some_and(|kind| kind == "md")).chain(charts).collect()
-}
-
-fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
-    let parts = page.split("```").collect::<Vec<_>>();
-    let inside = parts.iter().skip(1).step_by(2);
-    inside.filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n')).collect()
 }
 
 /// Commands of `page` that install or upgrade, whole where they go over several lines.

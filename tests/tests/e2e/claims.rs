@@ -23,6 +23,8 @@ const SPAN: Duration = Duration::from_secs(8);
 /// How far from its quota a pod's part of the time may be, percentage points.
 const TOLERANCE: f64 = 1.5;
 const DRIVER: &str = "gpu.gpufn.dev";
+/// A class of these tests: the one of the driver's name is the chart's.
+const CLASS: &str = "claims-tests";
 
 /// What the driver's README says that it needs beyond what every agent needs.
 fn rights() -> [Value; 3] {
@@ -44,10 +46,10 @@ impl Scene {
         scene.until_registered(1).await;
         scene.until_slice().await;
         let selector = json!({"cel": {"expression": format!("device.driver == \"{DRIVER}\"")}});
-        let class = json!({"metadata": {"name": DRIVER}, "spec": {"selectors": [selector]}});
+        let class = json!({"metadata": {"name": CLASS}, "spec": {"selectors": [selector]}});
         // Tests share the cluster, and its classes.
         let classes = Api::<DeviceClass>::all(scene.0.tenant.client());
-        if classes.get_opt(DRIVER).await.unwrap().is_none() {
+        if classes.get_opt(CLASS).await.unwrap().is_none() {
             create(&classes, class).await;
         }
         scene
@@ -56,7 +58,7 @@ impl Scene {
     /// Adds a template of claims.
     async fn template(&self, name: &str, compute: u32, memory: &str, configuration: Value) {
         let capacity = json!({"requests": {"compute": compute, "memory": memory}});
-        let request = json!({"name": "gpu", "exactly": {"deviceClassName": DRIVER, "capacity": capacity}});
+        let request = json!({"name": "gpu", "exactly": {"deviceClassName": CLASS, "capacity": capacity}});
         let mut parameters = json!({"apiVersion": "gpufn.dev/v1alpha1", "kind": "Share"});
         parameters.as_object_mut().unwrap().extend(configuration.as_object().unwrap().clone());
         let config = json!([{"opaque": {"driver": DRIVER, "parameters": parameters}}]);
