@@ -36,7 +36,7 @@ mod decisions;
 mod fleet;
 mod grpc;
 mod lead;
-mod metrics;
+pub(crate) mod metrics;
 mod outbox;
 mod overview;
 mod owner;

@@ -5,19 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use gpu_share::names::RESOURCE;
-use gpu_share::units::{Bytes, Units};
 use openfaas::names;
 use tokio_util::sync::CancellationToken;
 
 use super::start::{self, Options, read_login};
 use super::{Role, Settings};
-use crate::serve::cli::{memory, span, url};
-use crate::webhook;
+use crate::serve::cli::{Pods, span, url};
 
 /// The command.
 #[derive(Debug, Args)]
-#[allow(clippy::struct_excessive_bools)] // Each is an option of its own.
 pub(crate) struct Provider {
     /// Address for the gateway, or for faas-cli (HTTP).
     #[arg(long, env = "GPUFN_PROVIDER", value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
@@ -61,24 +57,8 @@ pub(crate) struct Provider {
     /// Seconds that a replica may take until it is ready.
     #[arg(long, env = "GPUFN_START_SECONDS", value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     start_seconds: u64,
-    /// Name of the extended resource.
-    #[arg(long, env = "GPUFN_RESOURCE", value_name = "NAME", default_value = RESOURCE)]
-    resource: String,
-    /// Units that a GPU is divided into, as the node agents have it.
-    #[arg(long, env = "GPUFN_UNITS", value_name = "UNITS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    units: u32,
-    /// Memory of the smallest GPU, by which memory is counted in units.
-    #[arg(long, env = "GPUFN_GPU_MEMORY", value_name = "BYTES", value_parser = memory, default_value = "80Gi")]
-    gpu_memory: Bytes,
-    /// Runtime class of functions with a part of a GPU.
-    #[arg(long, env = "GPUFN_RUNTIME_CLASS", value_name = "NAME")]
-    runtime_class: Option<String>,
-    /// Seconds that a pod has at least to end.
-    #[arg(long, env = "GPUFN_GRACE_SECONDS", value_name = "SECONDS", default_value_t = 60)]
-    grace_seconds: u64,
-    /// Let pods go to nodes whose units are left on several GPUs.
-    #[arg(long, env = "GPUFN_NO_STEERING")]
-    no_steering: bool,
+    #[command(flatten)]
+    pods: Pods,
 }
 
 /// When the kubelet looks for a newer image.
@@ -120,14 +100,7 @@ impl Provider {
             ready_path: self.ready_path,
             start: Duration::from_secs(self.start_seconds),
             hold: self.hold,
-            gpus: webhook::Settings {
-                resource: self.resource,
-                per_gpu: Units(self.units),
-                gpu_memory: self.gpu_memory,
-                runtime_class: self.runtime_class.filter(|class| !class.is_empty()),
-                grace_seconds: self.grace_seconds,
-                steer: !self.no_steering,
-            },
+            gpus: self.pods.settings(),
         };
         Ok(Options { listen: self.listen, login, scaler: self.scaler, settings })
     }

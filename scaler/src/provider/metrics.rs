@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use prometheus::core::Collector;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Registry, TextEncoder};
 
 use super::Role;
 use super::functions::Functions;
+use crate::serve::metrics::{counter, gauge, registered};
 
 /// Label of all metrics about one function.
 const FUNCTION: &str = "function_name";
@@ -140,21 +140,8 @@ impl Metrics {
     }
 }
 
-fn gauge(r: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-    registered(r, IntGaugeVec::new(Opts::new(name, help), labels)?)
-}
-
-fn counter(r: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-    registered(r, IntCounterVec::new(Opts::new(name, help), labels)?)
-}
-
 fn histogram(r: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
     registered(r, HistogramVec::new(HistogramOpts::new(name, help), labels)?)
-}
-
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> prometheus::Result<C> {
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
 }
 
 #[cfg(test)]

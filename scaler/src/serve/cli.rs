@@ -159,6 +159,16 @@ struct Webhook {
     /// Authorities, PEM: only an API server with a certificate of one of them may ask.
     #[arg(long, env = "GPUFN_TLS_CLIENT_CA", value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
+    #[command(flatten)]
+    pods: Pods,
+    /// Form of the log on stderr.
+    #[arg(long, env = "GPUFN_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+/// What pods get that ask for a part of a GPU: the same options wherever they are given it.
+#[derive(Debug, Args)]
+pub(crate) struct Pods {
     /// Name of the extended resource.
     #[arg(long, env = "GPUFN_RESOURCE", value_name = "NAME", default_value = RESOURCE)]
     resource: String,
@@ -168,7 +178,7 @@ struct Webhook {
     /// Memory of the smallest GPU, by which memory is counted in units.
     #[arg(long, env = "GPUFN_GPU_MEMORY", value_name = "BYTES", value_parser = memory, default_value = "80Gi")]
     gpu_memory: Bytes,
-    /// Runtime class of pods that name none.
+    /// Runtime class of pods with a part of a GPU that name none.
     #[arg(long, env = "GPUFN_RUNTIME_CLASS", value_name = "NAME")]
     runtime_class: Option<String>,
     /// Seconds that a pod has at least to end.
@@ -177,9 +187,20 @@ struct Webhook {
     /// Let pods go to nodes whose units are left on several GPUs.
     #[arg(long, env = "GPUFN_NO_STEERING")]
     no_steering: bool,
-    /// Form of the log on stderr.
-    #[arg(long, env = "GPUFN_LOG_FORMAT", value_enum, default_value = "text")]
-    log_format: LogFormat,
+}
+
+impl Pods {
+    /// The webhook's settings.
+    pub(crate) fn settings(self) -> crate::webhook::Settings {
+        crate::webhook::Settings {
+            resource: self.resource,
+            per_gpu: Units(self.units),
+            gpu_memory: self.gpu_memory,
+            runtime_class: self.runtime_class.filter(|class| !class.is_empty()),
+            grace_seconds: self.grace_seconds,
+            steer: !self.no_steering,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -240,14 +261,7 @@ fn webhook(webhook: Webhook) -> anyhow::Result<()> {
         client_authorities: webhook.tls_client_ca,
         protocol: "http/1.1",
     };
-    let settings = crate::webhook::Settings {
-        resource: webhook.resource,
-        per_gpu: Units(webhook.units),
-        gpu_memory: webhook.gpu_memory,
-        runtime_class: webhook.runtime_class.filter(|class| !class.is_empty()),
-        grace_seconds: webhook.grace_seconds,
-        steer: !webhook.no_steering,
-    };
+    let settings = webhook.pods.settings();
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let stop = CancellationToken::new();
@@ -399,7 +413,7 @@ fn time(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(unit)?))
 }
 
-pub(crate) fn memory(text: &str) -> Result<Bytes, String> {
+fn memory(text: &str) -> Result<Bytes, String> {
     // The one reader of quantities is that of annotations.
     let annotations = BTreeMap::from([(annotation::MEMORY.into(), text.into())]);
     let shape = Shape::read(&annotations, Bytes::gib(4096)).ok();

@@ -151,7 +151,8 @@ impl Metrics {
     }
 }
 
-fn gauge<P>(
+/// A gauge, registered.
+pub(crate) fn gauge<P>(
     registry: &Registry,
     name: &str,
     help: &str,
@@ -163,7 +164,8 @@ where
     registered(registry, GenericGaugeVec::new(Opts::new(name, help), labels)?)
 }
 
-fn counter<P>(
+/// A counter, registered.
+pub(crate) fn counter<P>(
     registry: &Registry,
     name: &str,
     help: &str,
@@ -175,7 +177,11 @@ where
     registered(registry, GenericCounterVec::new(Opts::new(name, help), labels)?)
 }
 
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> prometheus::Result<C> {
+/// A metric, once the registry has it.
+pub(crate) fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: C,
+) -> prometheus::Result<C> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }
